@@ -1,0 +1,1 @@
+"""Benchmarks of attribution methods for embedding networks."""

@@ -1,0 +1,1 @@
+"""Grad-CAM for embedding networks, as a Captum attribution."""
