@@ -1,1 +1,29 @@
-"""Grad-CAM for embedding networks, as a Captum attribution."""
+"""Grad-CAM for embedding networks, as a Captum attribution.
+
+``EmbeddingLayerGradCam`` explains metric-learning models, which have no class score: by the
+gradients of a metric loss, or with a ``WeightBank`` by the grad-weights of the nearest training
+images, in one forward pass (Chen et al., WACV 2020).
+"""
+
+from captum_embed import channel_filters
+from captum_embed.grad_cam import EmbeddingLayerGradCam
+from captum_embed.metric_forwards import (
+    MetricForward,
+    PairForward,
+    QuadrupletForward,
+    TripletForward,
+)
+from captum_embed.weight_bank import WeightBank, build_weight_bank
+
+__all__ = [
+    "EmbeddingLayerGradCam",
+    "MetricForward",
+    "PairForward",
+    "QuadrupletForward",
+    "TripletForward",
+    "WeightBank",
+    "build_weight_bank",
+    "channel_filters",
+]
+
+__version__ = "0.1.0"

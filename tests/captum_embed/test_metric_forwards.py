@@ -1,0 +1,173 @@
+"""Metric forwards against losses written out, and against pytorch-metric-learning."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from captum_embed import PairForward, QuadrupletForward, TripletForward
+from captum_embed.errors import InputError
+from captum_embed.metric_forwards import MetricForward, mean_of_nonzero
+
+DISTANCES = {
+    "squared_euclidean": lambda x, y: sum((a - b) ** 2 for a, b in zip(x, y, strict=True)),
+    "euclidean": lambda x, y: sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) ** 0.5,
+    "cosine": lambda x, y: 1 - x @ y / (x.norm() * y.norm()),
+}
+
+
+class CountingEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.batches = []
+
+    def forward(self, images):
+        self.batches.append(len(images))
+        return self.conv(images).tanh().mean((2, 3))
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return CountingEncoder()
+
+
+def images(count, n=3, seed=1):
+    return torch.randn(count, n, 3, 6, 6, generator=torch.Generator().manual_seed(seed)).unbind()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_losses_are_those_written_out(encoder, distance):
+    a, p, n, m = images(4)
+    ea, ep, en, em = (encoder(x) for x in (a, p, n, m))
+    d = DISTANCES[distance]
+    triplet = TripletForward(encoder, margin=0.1, distance=distance)(a, p, n)
+    quadruplet = QuadrupletForward(encoder, 0.1, 0.05, distance)(a, p, n, m)
+    same = torch.tensor([True, False, False])
+    contrastive = PairForward(encoder, margin=0.3, distance=distance)(a, p, same)
+    similarity = PairForward(encoder, "similarity", distance=distance)(a, p)
+    for i in range(3):
+        near, far, apart = d(ea[i], ep[i]), d(ea[i], en[i]), d(en[i], em[i])
+        torch.testing.assert_close(triplet[i], (near - far + 0.1).clamp(min=0))
+        torch.testing.assert_close(
+            quadruplet[i], (near - far + 0.1).clamp(min=0) + (near - apart + 0.05).clamp(min=0)
+        )
+        torch.testing.assert_close(contrastive[i], near if same[i] else (0.3 - near).clamp(min=0))
+        torch.testing.assert_close(similarity[i], 1 - near if distance == "cosine" else -near)
+
+
+def test_triplet_agrees_with_pytorch_metric_learning(encoder):
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    distances = pytest.importorskip("pytorch_metric_learning.distances")
+    reducers = pytest.importorskip("pytorch_metric_learning.reducers")
+    loss = losses.TripletMarginLoss(
+        margin=0.2,
+        distance=distances.LpDistance(normalize_embeddings=False, power=2),
+        reducer=reducers.DoNothingReducer(),
+    )
+    embeddings = encoder(torch.cat(images(3)))
+    indices = tuple(torch.arange(9).split(3))
+    expected = loss(embeddings, indices_tuple=indices)["loss"]["losses"]
+    torch.testing.assert_close(TripletForward(encoder)(*images(3)), expected)
+
+
+def test_all_images_are_encoded_in_one_batch(encoder):
+    QuadrupletForward(encoder)(*images(4))
+    assert encoder.batches == [12]
+
+
+@pytest.mark.parametrize("given", ["positive", "negative", "both"])
+def test_references_may_be_embeddings(encoder, given):
+    a, p, n = images(3)
+    expected = TripletForward(encoder, 1.0)(a, p, n)
+    encoder.batches.clear()
+    p_or_e = encoder(p) if given in ("positive", "both") else p
+    n_or_e = encoder(n) if given in ("negative", "both") else n
+    encoder.batches.clear()
+    torch.testing.assert_close(TripletForward(encoder, 1.0)(a, p_or_e, n_or_e), expected)
+    assert sum(encoder.batches) == (3 if given == "both" else 6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 4), m=st.integers(1, 6), margin=st.floats(0, 2), seed=st.integers(0, 99))
+def test_many_tuples_are_the_mean_of_those_with_loss(n, m, margin, seed):
+    generator = torch.Generator().manual_seed(seed)
+    forward = TripletForward(nn.Flatten(), margin)
+    anchor = torch.randn(n, 5, 1, 1, generator=generator)
+    positives, negatives = torch.randn(2, n, m, 5, generator=generator)
+    actual = forward(anchor, positives, negatives)
+    for i in range(n):
+        losses = [
+            float(forward(anchor[i : i + 1], positives[i, j : j + 1], negatives[i, j : j + 1]))
+            for j in range(m)
+        ]
+        active = [loss for loss in losses if loss > 0]
+        expected = sum(active) / len(active) if active else 0.0
+        assert float(actual[i]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_pairs_of_one_image_with_many_take_labels_for_each(encoder):
+    first, _ = images(2)
+    others = torch.randn(3, 5, 4)
+    same = torch.rand(3, 5) > 0.5
+    actual = PairForward(encoder)(first, others, same)
+    losses = PairForward(encoder).tuple_loss(encoder(first)[:, None], others, same)
+    torch.testing.assert_close(actual, mean_of_nonzero(losses))
+
+
+def test_euclidean_distance_has_a_gradient_at_zero():
+    x = torch.ones(1, 4, 1, 1, requires_grad=True)
+    TripletForward(nn.Flatten(), 5.0, "euclidean")(x, x.detach(), -x.detach()).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_hand_computed_triplet_gradient():
+    a = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    p, n = torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 1.0]])
+    # d/da of |a-p|^2 - |a-n|^2 + margin is 2(n - p), where the loss is above zero
+    TripletForward(nn.Identity(), margin=1.0).tuple_loss(a, p, n).sum().backward()
+    assert a.grad.tolist() == [[6.0, -2.0]]
+
+
+class TestBadInput:
+    def test_unknown_distance_lists_the_known(self, encoder):
+        with pytest.raises(InputError, match=r"'manhattan'.*'cosine'.*'euclidean'"):
+            TripletForward(encoder, distance="manhattan")
+
+    def test_unknown_pair_loss(self, encoder):
+        with pytest.raises(InputError, match="'hinge'"):
+            PairForward(encoder, loss="hinge")
+
+    def test_contrastive_without_labels(self, encoder):
+        with pytest.raises(InputError, match="pass `same`"):
+            PairForward(encoder)(*images(2))
+
+    def test_labels_of_another_number(self, encoder):
+        with pytest.raises(InputError, match=r"\(2,\) for 3 pairs"):
+            PairForward(encoder)(*images(2), torch.tensor([True, False]))
+
+    def test_fewer_references_than_anchors(self, encoder):
+        a, p, n = images(3)
+        with pytest.raises(InputError, match="reference 2 holds 1 images for 3 anchors"):
+            TripletForward(encoder)(a, p, n[:1])
+
+    def test_embeddings_of_another_width(self, encoder):
+        a, p, _ = images(3)
+        with pytest.raises(InputError, match=r"reference 2 has embeddings of shape \(3, 7\)"):
+            TripletForward(encoder)(a, p, torch.randn(3, 7))
+
+    def test_references_of_no_known_kind(self, encoder):
+        a, p, _ = images(3)
+        with pytest.raises(InputError, match="reference 2 has shape"):
+            TripletForward(encoder)(a, p, torch.randn(3, 1, 3, 6, 6))
+
+    def test_encoder_that_does_not_pool(self):
+        with pytest.raises(InputError, match="pool and flatten"):
+            TripletForward(nn.Conv2d(3, 4, 3))(*images(3))
+
+    def test_a_loss_must_say_what_a_tuple_costs(self, encoder):
+        with pytest.raises(NotImplementedError):
+            F.relu(MetricForward(encoder).tuple_loss(torch.ones(1, 2)))
