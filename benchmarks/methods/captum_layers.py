@@ -1,0 +1,54 @@
+"""Captum's attributions to a layer."""
+
+from __future__ import annotations
+
+from captum.attr import LayerActivation, LayerGradCam, LayerGradientXActivation
+from torch import Tensor
+
+from benchmarks.methods.method import Explainer, Method, Query, Subject
+from benchmarks.methods.reductions import channel_norm, channel_sum
+
+
+def _layer_grad_cam(subject: Subject) -> Explainer:
+    method = LayerGradCam(subject.forward, subject.layer)
+    return lambda query: method.attribute(query.image, additional_forward_args=query.references)
+
+
+def _layer_activation(subject: Subject) -> Explainer:
+    method = LayerActivation(subject.network, subject.layer)
+    return lambda query: channel_norm(method.attribute(query.image))
+
+
+def _layer_gradient_x_activation(subject: Subject) -> Explainer:
+    method = LayerGradientXActivation(subject.forward, subject.layer)
+
+    def explain(query: Query) -> Tensor:
+        return channel_sum(method.attribute(query.image, additional_forward_args=query.references))
+
+    return explain
+
+
+METHODS = (
+    Method(
+        "layer_grad_cam",
+        "LayerGradCam",
+        "captum: layer",
+        "channel means of the gradient, times the activation",
+        _layer_grad_cam,
+    ),
+    Method(
+        "layer_activation",
+        "LayerActivation",
+        "captum: layer",
+        "norm of the activation: what is active, whatever the loss",
+        _layer_activation,
+        needs_tuples=False,
+    ),
+    Method(
+        "layer_gradient_x_activation",
+        "LayerGradientXActivation",
+        "captum: layer",
+        "gradient times activation, position by position",
+        _layer_gradient_x_activation,
+    ),
+)

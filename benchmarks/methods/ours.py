@@ -1,0 +1,79 @@
+"""`EmbeddingLayerGradCam` in its modes: gradients of one tuple or of many, and transfer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from benchmarks.methods.method import Explainer, Method, Query, Subject
+from captum_embed import EmbeddingLayerGradCam, channel_filters
+from captum_embed.channel_filters import ChannelFilter
+
+
+def gradient(
+    name: str, title: str, num_tuples: int | None, channel_filter: ChannelFilter | None = None
+) -> Method:
+    """Grad-weights of the image's own tuples: the `num_tuples` hardest, or all mined."""
+
+    def build(subject: Subject) -> Explainer:
+        grad_cam = EmbeddingLayerGradCam(
+            subject.forward, subject.layer, channel_filter=channel_filter
+        )
+
+        def explain(query: Query) -> Tensor:
+            references = query.references if num_tuples is None else query.first(num_tuples)
+            signed_map: Tensor = grad_cam.attribute(query.image, additional_forward_args=references)
+            return signed_map
+
+        return explain
+
+    tuples = "its hardest tuple" if num_tuples == 1 else "its tuples, averaged"
+    return Method(name, title, "ours", f"gradient of the loss of {tuples}", build)
+
+
+def transfer(
+    name: str,
+    title: str,
+    channel_filter: ChannelFilter | None = None,
+    num_neighbors: int | None = None,
+    map_power: float = 1.0,
+) -> Method:
+    """Grad-weights borrowed from the nearest bank entries: one forward pass, no labels."""
+
+    def build(subject: Subject) -> Explainer:
+        bank = subject.needed_bank()
+        grad_cam = EmbeddingLayerGradCam(
+            subject.forward, subject.layer, weight_bank=bank, channel_filter=channel_filter
+        )
+        count = min(num_neighbors or subject.num_neighbors, len(bank))
+        return lambda query: grad_cam.attribute(query.image, num_neighbors=count)
+
+    return Method(
+        name,
+        title,
+        "ours",
+        "grad-weights transferred from the nearest training images",
+        build,
+        needs_bank=True,
+        needs_tuples=False,
+        map_power=map_power,
+    )
+
+
+METHODS = (
+    gradient("ours_gradient_1", "Ours, gradient, 1 tuple", 1),
+    gradient("ours_gradient_50", "Ours, gradient, all tuples", None),
+    transfer("ours_transfer", "Ours, transfer"),
+    transfer("ours_transfer_positive", "Ours, transfer, positive", channel_filters.positive),
+    transfer("ours_transfer_absolute", "Ours, transfer, absolute", channel_filters.absolute),
+    transfer(
+        "ours_transfer_top50", "Ours, transfer, 50 channels", channel_filters.top_channels(50)
+    ),
+    transfer(
+        "ours_transfer_absolute_10", "Ours, transfer, absolute, 10 neighbours",
+        channel_filters.absolute, num_neighbors=10,
+    ),
+    transfer(
+        "ours_transfer_absolute_10_sqrt", "Ours, transfer, absolute, 10 neighbours, square root",
+        channel_filters.absolute, num_neighbors=10, map_power=0.5,
+    ),
+)  # fmt: skip
