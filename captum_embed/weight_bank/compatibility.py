@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from captum_embed.errors import BankMismatchError
 from captum_embed.layer_executions import layer_name
 from captum_embed.weight_bank.bank import WeightBank
-from captum_embed.weight_bank.storage import encoder_fingerprint
+from captum_embed.weight_bank.fingerprint import encoder_fingerprint
 
 
 def require_same_layer(bank: WeightBank, encoder: Any, layer: nn.Module) -> None:

@@ -1,0 +1,325 @@
+"""Grad-weights of training images, found by embedding: the second step of the paper's method."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_embed.errors import BankFileError, BankMismatchError, InputError
+from captum_embed.weight_bank.entries import (
+    Entries,
+    checked_entries,
+    converted_entries,
+    joined_entries,
+    require_finite,
+)
+from captum_embed.weight_bank.search import nearest_rows
+from captum_embed.weight_bank.storage import read_bank, write_bank
+
+
+class WeightBank:
+    """Embeddings of training images with the grad-weights of each.
+
+    A new image borrows the grad-weights of the entries nearest to it, and so needs one forward
+    pass, no labels and no backpropagation. :func:`build_weight_bank` makes a bank from a
+    network and its training images.
+
+    Args:
+        embeddings: Shape (B, D), finite; kept detached, not copied.
+        weights: Grad-weights of the same images, shape (B, C), finite; kept likewise.
+        labels: Classes of the images, integers, shape (B,).
+        keys: Names of the images: B distinct strings, such as their paths.
+        metadata: Facts about the bank, strings by name. ``"layer"`` (its dotted name in the
+            encoder) and ``"encoder_fingerprint"`` (see :func:`encoder_fingerprint`) let
+            :class:`EmbeddingLayerGradCam` refuse a bank of another layer or network.
+
+    Raises:
+        InputError: An argument has another shape or type, or holds NaN or infinite values.
+
+    Source: Chen et al., Adapting Grad-CAM for Embedding Networks, WACV 2020, section 3.3.
+
+    Example::
+
+        >>> import torch
+        >>> from captum_embed import WeightBank
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> weights = torch.tensor([[0.5, 0.1, 0.0], [0.0, 0.3, 0.2], [0.1, 0.1, 0.1]])
+        >>> bank = WeightBank(embeddings, weights, keys=["jay", "tern", "wren"])
+        >>> bank
+        WeightBank(3 entries, embedding_dim=2, num_channels=3, keys, float32, cpu)
+        >>> query = torch.tensor([[0.0, 0.5]])
+        >>> distances, indices = bank.search(query)
+        >>> distances, bank.keys[indices[0, 0]]
+        (tensor([[0.5000]]), 'tern')
+        >>> bank.transfer(query)
+        tensor([[0.0000, 0.3000, 0.2000]])
+    """
+
+    def __init__(
+        self,
+        embeddings: Tensor,
+        weights: Tensor,
+        labels: Tensor | Sequence[int] | None = None,
+        keys: Sequence[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._entries = checked_entries(embeddings, weights, labels, keys, metadata)
+
+    @classmethod
+    def _of(cls, entries: Entries) -> WeightBank:
+        bank = cls.__new__(cls)
+        bank._entries = entries
+        return bank
+
+    def __len__(self) -> int:
+        return len(self._entries.embeddings)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width D of the embeddings."""
+        return self._entries.embeddings.shape[1]
+
+    @property
+    def num_channels(self) -> int:
+        """Number C of weights per entry: the layer's channels, of all its tensors together."""
+        return self._entries.weights.shape[1]
+
+    @property
+    def embeddings(self) -> Tensor:
+        """Shape (B, D): the tensor itself, or a copy where the bank has several shards."""
+        return self._entries.embeddings.joined()
+
+    @property
+    def weights(self) -> Tensor:
+        """Shape (B, C): the tensor itself, or a copy where the bank has several shards."""
+        return self._entries.weights.joined()
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Shape (B,), int64, or None."""
+        return self._entries.labels
+
+    @property
+    def keys(self) -> tuple[str, ...] | None:
+        """B distinct names, or None."""
+        return self._entries.keys
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Strings by name; read-only."""
+        return MappingProxyType(self._entries.metadata)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the entries are."""
+        return self._entries.embeddings.device
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{len(self)} entries",
+            f"embedding_dim={self.embedding_dim}",
+            f"num_channels={self.num_channels}",
+        ]
+        if "layer" in self.metadata:
+            parts.append(f"layer='{self.metadata['layer']}'")
+        parts += [name for name in ("labels", "keys") if getattr(self, name) is not None]
+        parts += [str(self._entries.weights.dtype).removeprefix("torch."), str(self.device)]
+        return f"WeightBank({', '.join(parts)})"
+
+    def search(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """The k entries nearest to each query, exactly, in bounded memory.
+
+        Args:
+            queries: Embeddings (Q, D), on any device.
+            k: Number of neighbours, 1 to ``len(bank)``.
+
+        Returns:
+            Euclidean distances (Q, k), ascending, and entry indices (Q, k), int64, on the
+            queries' device. Equal distances are ordered by index. (FAISS ``IndexFlatL2``, for
+            comparison, returns squared distances.)
+
+        Raises:
+            InputError: Queries are not a finite (Q, D) matrix, or k is out of range.
+            BankMismatchError: Queries are of another width than the bank's embeddings.
+
+        Example::
+
+            >>> import torch
+            >>> from captum_embed import WeightBank
+            >>> bank = WeightBank(torch.eye(3), torch.rand(3, 5))
+            >>> bank.search(torch.tensor([[2.0, 0.0, 0.0]]), k=2)
+            (tensor([[1.0000, 2.2361]]), tensor([[0, 1]]))
+        """
+        self._check_queries(queries)
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(self):
+            raise InputError(
+                f"k is {k!r} neighbours; expected an integer from 1 to {len(self)}, the number of "
+                "entries in the bank"
+            )
+        with torch.no_grad():
+            distances, indices = nearest_rows(queries.detach(), self._entries.embeddings, k)
+        dtype = torch.promote_types(queries.dtype, self._entries.embeddings.dtype)
+        dtype = torch.promote_types(dtype, torch.float32)
+        return distances.to(dtype).to(queries.device), indices.to(queries.device)
+
+    def transfer(self, queries: Tensor, k: int = 1) -> Tensor:
+        """Grad-weights for each query: the mean over its k nearest entries.
+
+        Args:
+            queries: Embeddings (Q, D), on any device.
+            k: Number of neighbours, 1 to ``len(bank)``.
+
+        Returns:
+            Shape (Q, C), in single precision or better, on the queries' device.
+
+        Raises:
+            InputError: As :meth:`search`.
+            BankMismatchError: As :meth:`search`.
+        """
+        _, indices = self.search(queries, k)
+        weights = self._entries.weights
+        dtype = torch.promote_types(weights.dtype, torch.float32)
+        total = torch.zeros(len(queries), self.num_channels, dtype=dtype, device=self.device)
+        for place in indices.to(self.device).unbind(1):
+            total += weights.take(place)
+        return (total / k).to(queries.device)
+
+    def to(
+        self,
+        *target: torch.device | str | int | torch.dtype,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> WeightBank:
+        """A bank with the same entries on another device or in another precision.
+
+        As with ``Tensor.to``, this bank stays as it is; what needs no change is shared.
+
+        Args:
+            *target: A device, a floating-point dtype, or both.
+            device: The device, by name.
+            dtype: The dtype, by name.
+
+        Returns:
+            The other bank.
+
+        Raises:
+            InputError: The dtype is no floating-point type, or too narrow for the values:
+                ``float16`` has no room for small grad-weights, ``bfloat16`` does.
+
+        Example::
+
+            >>> import torch
+            >>> from captum_embed import WeightBank
+            >>> WeightBank(torch.eye(3), torch.rand(3, 5)).to("cpu", torch.bfloat16)
+            WeightBank(3 entries, embedding_dim=3, num_channels=5, bfloat16, cpu)
+        """
+        for one in target:
+            if isinstance(one, torch.dtype):
+                dtype = one
+            else:
+                device = one
+        return WeightBank._of(converted_entries(self._entries, device, dtype))
+
+    @staticmethod
+    def concat(banks: Sequence[WeightBank]) -> WeightBank:
+        """One bank with the entries of several, in order; nothing is copied.
+
+        Args:
+            banks: At least one; of equal dimensions, dtypes, device, layer and encoder
+                fingerprint, and with labels and keys in all of them or in none.
+
+        Returns:
+            The bank. Of the metadata it keeps what all agree on.
+
+        Raises:
+            InputError: There is no bank, a key occurs twice, or labels, keys, dtypes or devices
+                differ.
+            BankMismatchError: Dimensions, layers or encoders differ.
+
+        Example::
+
+            >>> import torch
+            >>> from captum_embed import WeightBank
+            >>> first, second = (WeightBank(torch.eye(3), torch.rand(3, 5)) for _ in range(2))
+            >>> len(WeightBank.concat([first, second]))
+            6
+        """
+        banks = list(banks)
+        if not banks:
+            raise InputError("banks is empty; expected at least one WeightBank")
+        return WeightBank._of(joined_entries([bank._entries for bank in banks]))
+
+    def save(self, path: str | os.PathLike[str], max_shard_size: int | str = "2GB") -> None:
+        """Writes the bank as safetensors shards with a manifest, or replaces one, in one step.
+
+        A save that fails or is interrupted leaves nothing at ``path``, or the bank that was
+        there. A bank may be saved over the very files it is mapped from.
+
+        Args:
+            path: Directory to write. An existing one must be empty or a weight bank.
+            max_shard_size: Bytes per shard file, or a string such as ``"500MB"``.
+
+        Raises:
+            InputError: The path holds something else, or the size is not one.
+
+        Example::
+
+            >>> import tempfile, torch
+            >>> from captum_embed import WeightBank
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     WeightBank(torch.eye(3), torch.rand(3, 5)).save(f"{folder}/bank")
+            ...     len(WeightBank.load(f"{folder}/bank", mmap=False))
+            3
+        """
+        write_bank(path, self._entries, max_shard_size)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], mmap: bool = True, *, verify: bool = True
+    ) -> WeightBank:
+        """Reads a bank that :meth:`save` wrote, onto the CPU.
+
+        Args:
+            path: Directory of the bank.
+            mmap: Leave embeddings and weights in the files, mapped into memory page by page as
+                they are used, so that banks larger than memory work; otherwise read them.
+            verify: Compare SHA-256 checksums and look for NaN, which reads every byte once.
+
+        Returns:
+            The bank.
+
+        Raises:
+            BankFileError: A file is missing, truncated, altered, or of another format or a newer
+                version; it names the file and what is wrong with it.
+        """
+        entries = read_bank(path, mmap=mmap, verify=verify)
+        if verify:
+            require_finite(f"embeddings in {path}", entries.embeddings, BankFileError)
+            require_finite(f"weights in {path}", entries.weights, BankFileError)
+        return cls._of(entries)
+
+    def _check_queries(self, queries: Any) -> None:
+        shape = tuple(queries.shape) if isinstance(queries, Tensor) else None
+        if shape is None or len(shape) != 2 or not queries.is_floating_point():
+            given = type(queries).__name__ if shape is None else f"{queries.dtype} of shape {shape}"
+            hint = "; for a single query pass query[None]" if shape and len(shape) == 1 else ""
+            raise InputError(
+                f"queries are {given}; expected floating-point embeddings "
+                f"(Q, {self.embedding_dim}){hint}"
+            )
+        if shape[1] != self.embedding_dim:
+            raise BankMismatchError(
+                f"queries have {shape[1]} numbers each, and the bank's embeddings "
+                f"{self.embedding_dim}; embed the queries with the network the bank was built "
+                "with, or build a bank with this one"
+            )
+        finite = torch.isfinite(queries).all(1)
+        if not finite.all():
+            row = int((~finite).nonzero()[0])
+            raise InputError(f"query {row} holds NaN or infinite values; check its image")

@@ -1,0 +1,220 @@
+"""What a weight bank keeps of its images, and the checks that let nothing else in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_embed.errors import BankMismatchError, InputError
+from captum_embed.weight_bank.rows import StackedRows
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_ROWS_AT_ONCE = 2**16
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Rows (B, D) and (B, C), labels (B,), keys and metadata, all checked."""
+
+    embeddings: StackedRows
+    weights: StackedRows
+    labels: Tensor | None
+    keys: tuple[str, ...] | None
+    metadata: dict[str, str]
+
+
+def checked_entries(
+    embeddings: Tensor,
+    weights: Tensor,
+    labels: Tensor | Sequence[int] | None,
+    keys: Sequence[str] | None,
+    metadata: Mapping[str, str] | None,
+) -> Entries:
+    """Entries from the arguments of :class:`WeightBank`, which says what they may be.
+
+    Raises:
+        InputError: An argument has another shape or type, or holds NaN or infinite values.
+    """
+    _require_matrix("embeddings", embeddings)
+    _require_matrix("weights", weights)
+    if len(embeddings) != len(weights) or embeddings.device != weights.device:
+        raise InputError(
+            f"embeddings have {len(embeddings)} rows on {embeddings.device}, weights "
+            f"{len(weights)} on {weights.device}; expected one of each per image, on one device"
+        )
+    entries = Entries(
+        embeddings=StackedRows([embeddings.detach()]),
+        weights=StackedRows([weights.detach()]),
+        labels=None if labels is None else _checked_labels(labels, embeddings),
+        keys=None if keys is None else checked_keys(keys, len(embeddings)),
+        metadata=_checked_metadata(metadata),
+    )
+    require_finite("embeddings", entries.embeddings, InputError)
+    require_finite("weights", entries.weights, InputError)
+    return entries
+
+
+def converted_entries(
+    entries: Entries, device: torch.device | str | int | None, dtype: torch.dtype | None
+) -> Entries:
+    """The same entries on another device or in another precision.
+
+    Raises:
+        InputError: The dtype is no floating-point type, or too narrow for the values.
+    """
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    converted = Entries(
+        embeddings=entries.embeddings.to(device, dtype),
+        weights=entries.weights.to(device, dtype),
+        labels=None if entries.labels is None else entries.labels.to(device=device),
+        keys=entries.keys,
+        metadata=entries.metadata,
+    )
+    if dtype is not None:
+        _require_room("embeddings", entries.embeddings, converted.embeddings)
+        _require_room("weights", entries.weights, converted.weights)
+    return converted
+
+
+def joined_entries(all_entries: Sequence[Entries]) -> Entries:
+    """All entries in order, without a copy; of the metadata, what all agree on.
+
+    Raises:
+        InputError: A key occurs twice, or labels, keys, dtypes or devices differ.
+        BankMismatchError: Dimensions, layers or encoders differ.
+    """
+    first = all_entries[0]
+    for place, entries in enumerate(all_entries[1:], start=1):
+        _require_joinable(place, entries, first)
+    labels = [entries.labels for entries in all_entries if entries.labels is not None]
+    keys = [key for entries in all_entries for key in entries.keys or ()]
+    return Entries(
+        embeddings=StackedRows([part for one in all_entries for part in one.embeddings.parts]),
+        weights=StackedRows([part for one in all_entries for part in one.weights.parts]),
+        labels=torch.cat(labels) if labels else None,
+        keys=checked_keys(keys, len(keys)) if keys else None,
+        metadata={
+            name: value
+            for name, value in first.metadata.items()
+            if all(entries.metadata.get(name) == value for entries in all_entries)
+        },
+    )
+
+
+def _require_matrix(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
+        given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise InputError(f"{name} are {given}; expected a floating-point tensor, one row per image")
+    if tensor.dim() != 2 or 0 in tensor.shape:
+        raise InputError(
+            f"{name} have shape {tuple(tensor.shape)}; expected (entries, numbers), neither of "
+            "them 0"
+        )
+
+
+def require_finite(name: str, rows: StackedRows, error: type[ValueError]) -> None:
+    """Raises ``error``, naming the first row, where values are NaN or infinite."""
+    for start, chunk in rows.chunks(_ROWS_AT_ONCE):
+        finite = torch.isfinite(chunk).all(1)
+        if not finite.all():
+            row = start + int((~finite).nonzero()[0])
+            raise error(
+                f"{name}, row {row}, hold NaN or infinite values; leave the entry out, or look "
+                "for them in the network and its images"
+            )
+
+
+def _require_room(name: str, wide: StackedRows, narrow: StackedRows) -> None:
+    require_finite(f"{name} as {narrow.dtype}", narrow, InputError)
+    for (start, before), (_, after) in zip(
+        wide.chunks(_ROWS_AT_ONCE), narrow.chunks(_ROWS_AT_ONCE), strict=True
+    ):
+        vanished = (before != 0).any(1).to(after.device) & ~(after != 0).any(1)
+        if vanished.any():
+            row = start + int(vanished.nonzero()[0])
+            raise InputError(
+                f"{name}, row {row}, are too small for {narrow.dtype} and would all become 0; "
+                "use torch.bfloat16, which has the range of torch.float32"
+            )
+
+
+def _checked_labels(labels: Tensor | Sequence[int], embeddings: Tensor) -> Tensor:
+    try:
+        given = torch.as_tensor(labels, device=embeddings.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels are not integers ({error}); number the classes") from error
+    if given.dtype is torch.bool or given.is_floating_point() or given.is_complex():
+        raise InputError(f"labels are {given.dtype}; expected integers, one per entry")
+    if given.shape != (len(embeddings),):
+        raise InputError(
+            f"labels have shape {tuple(given.shape)}; expected ({len(embeddings)},), one per entry"
+        )
+    return given.to(torch.int64)
+
+
+def checked_keys(keys: Sequence[str], count: int) -> tuple[str, ...]:
+    """The keys, ``count`` distinct names; raises :class:`InputError` where they are not."""
+    if isinstance(keys, str) or len(keys) != count:
+        given = "one string" if isinstance(keys, str) else f"{len(keys)} names"
+        raise InputError(f"keys are {given}; expected {count}, one per entry")
+    seen: set[str] = set()
+    for key in keys:
+        if not _is_name(key):
+            raise InputError(f"key {key!r} is not a name; expected text that is not empty")
+        if key in seen:
+            raise InputError(
+                f"key {key!r} occurs twice; give each image a name of its own, such as its path"
+            )
+        seen.add(key)
+    return tuple(keys)
+
+
+def _is_name(key: Any) -> bool:
+    try:
+        return isinstance(key, str) and len(key.encode()) > 0
+    except UnicodeEncodeError:
+        return False
+
+
+def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    checked = dict(metadata or {})
+    for name, value in checked.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise InputError(f"metadata has {name!r}: {value!r}; expected strings by name")
+    return checked
+
+
+def _require_joinable(place: int, entries: Entries, first: Entries) -> None:
+    for facts, error, advice in (
+        (_network_facts, BankMismatchError, "only banks of one network and layer can be joined"),
+        (_tensor_facts, InputError, "make them alike first, with .to(...) or a new WeightBank"),
+    ):
+        theirs = facts(first)
+        for name, value in facts(entries).items():
+            if value != theirs[name]:
+                raise error(f"bank {place} has {name} {value}, bank 0 has {theirs[name]}; {advice}")
+
+
+def _network_facts(entries: Entries) -> dict[str, Any]:
+    return {
+        "embedding_dim": entries.embeddings.shape[1],
+        "num_channels": entries.weights.shape[1],
+        "layer": entries.metadata.get("layer"),
+        "encoder_fingerprint": entries.metadata.get("encoder_fingerprint"),
+    }
+
+
+def _tensor_facts(entries: Entries) -> dict[str, Any]:
+    return {
+        "embeddings dtype": entries.embeddings.dtype,
+        "weights dtype": entries.weights.dtype,
+        "device": entries.embeddings.device,
+        "labels": "absent" if entries.labels is None else "present",
+        "keys": "absent" if entries.keys is None else "present",
+    }
