@@ -8,9 +8,7 @@ import pytest
 def shared_root() -> Path:
     """Real images and the trained checkpoint, which are never part of the repository."""
     root = Path(
-        os.environ.get(
-            "CAPTUM_EMBED_SHARED", Path(__file__).resolve().parents[1].parent / "shared"
-        )
+        os.environ.get("CAPTUM_EMBED_SHARED", Path(__file__).resolve().parents[1].parent / "shared")
     )
     if not (root / "cub").is_dir():
         pytest.skip(f"no real data: {root / 'cub'} is absent (set CAPTUM_EMBED_SHARED)")
