@@ -1,144 +1,145 @@
-"""CUB-200-2011 and any data set in its layout, complete or in part."""
+"""CUB-200-2011, and any data set written in its layout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
-from typing import TypeVar
 
-from benchmarks.datasets.records import (
-    Box,
-    DatasetError,
-    ImageRecord,
-    ImageSet,
-    checked_box,
-    path_below,
-)
+from benchmarks.datasets.annotation_files import parse_box, parse_int, path_below, read_keyed_rows
+from benchmarks.datasets.errors import DatasetError
+from benchmarks.datasets.records import ImageRecord, ImageSet
 
-REQUIRED_FILES = ("images.txt", "image_class_labels.txt", "classes.txt", "bounding_boxes.txt")
-FOLDER_NAME = "CUB_200_2011"
-ZERO_SHOT_TRAIN = range(1, 101)
-ZERO_SHOT_TEST = range(101, 201)
-
-T = TypeVar("T")
+REQUIRED = ("images.txt", "image_class_labels.txt", "classes.txt", "bounding_boxes.txt")
 
 
-def load_cub(root: str | Path) -> ImageSet:
-    """Images with class, box and, where ``segmentations/`` is there, mask.
+def is_cub_root(root: Path) -> bool:
+    """Whether ``load_cub`` would find its files here."""
+    return (root / "images.txt").is_file() or (root / "CUB_200_2011" / "images.txt").is_file()
 
-    Images that are listed and have no file are counted in ``num_absent``: a subset is as good.
+
+def load_cub(root: Path | str) -> ImageSet:
+    """Read a data set in the CUB layout, complete or a subset.
+
+    The folder holds ``images.txt`` (``<image id> <name>``), ``image_class_labels.txt``,
+    ``classes.txt``, ``bounding_boxes.txt`` (``<image id> <x> <y> <width> <height>``),
+    ``images/``, and may hold ``train_test_split.txt`` and ``segmentations/`` (the name of the
+    image with ``.png``; pixels >= 128 are the object, which in CUB's own files is what most of
+    the annotators marked).
 
     Args:
-        root (str or Path): the folder that holds ``images.txt``, or the one above it.
+        root (Path or str): the folder with ``images.txt``, or its parent with ``CUB_200_2011/``.
 
     Returns:
-        ImageSet: in the order of ``images.txt``.
+        The images that are there, in the order of ``images.txt``. Listed images without a file
+        are counted in ``num_absent``.
 
     Raises:
-        DatasetError: not in this layout; a malformed line (file and number are named); a name
-            that leads out of the folder; no image at all.
+        DatasetError: a file is missing or malformed, or none of the listed images is there;
+            names the file and the line.
+        BoxError: a box is not finite or has no area.
+
+    Source:
+        Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset" (CNS-TR-2011-001).
     """
-    folder = _folder(Path(root))
-    classes = _table(folder / "classes.txt", lambda fields, _: fields[0], 1)
-    labels = _table(folder / "image_class_labels.txt", lambda fields, _: int(fields[0]), 1)
-    boxes = _table(folder / "bounding_boxes.txt", _box, 4)
-    names = _table(folder / "images.txt", lambda fields, _: fields[0], 1)
-    records = []
-    for image_id, name in names.items():
-        where = f"{folder / 'images.txt'}: image {image_id}"
-        path = path_below(folder / "images", name, where)
-        for table, file in ((labels, "image_class_labels.txt"), (boxes, "bounding_boxes.txt")):
-            if image_id not in table:
-                raise DatasetError(f"{where} has no line in {file}")
-        label = labels[image_id]
-        if label not in classes:
-            raise DatasetError(f"{where} is of class {label}, which classes.txt does not list")
-        if path.is_file():
-            mask = path_below(
-                folder / "segmentations", Path(name).with_suffix(".png").as_posix(), where
+    root = _find_root(Path(root))
+    names = read_keyed_rows(root / "images.txt", ("image id", "image name"))
+    labels = _read_labels(root)
+    class_names = {
+        label: fields[0]
+        for label, (_, fields) in read_keyed_rows(
+            root / "classes.txt", ("class id", "class name")
+        ).items()
+    }
+    boxes = read_keyed_rows(root / "bounding_boxes.txt", ("image id", "x", "y", "width", "height"))
+    split = _read_split(root)
+    _refuse_repeated_names(root, names)
+
+    records: list[ImageRecord] = []
+    listed: Counter[int] = Counter()
+    for image_id, (line, (name,)) in names.items():
+        source = f"{root / 'images.txt'}, line {line}"
+        path = path_below(root / "images", name, source)
+        label = labels.get(image_id)
+        if label is None:
+            raise DatasetError(f"{root / 'image_class_labels.txt'}: no class for {name}")
+        if label not in class_names:
+            raise DatasetError(f"{root / 'classes.txt'}: no name for class {label} of {name}")
+        listed[label] += 1
+        if image_id not in boxes:
+            raise DatasetError(f"{root / 'bounding_boxes.txt'}: no box for image {name}")
+        box_line, fields = boxes[image_id]
+        box = parse_box(fields, root / "bounding_boxes.txt", box_line, name)
+        if not path.is_file():
+            continue
+        records.append(
+            ImageRecord(
+                key=Path(name).as_posix(),
+                path=path,
+                label=label,
+                class_name=class_names[label],
+                box=box,
+                mask_path=_find_mask(root, name, source),
+                is_training=split.get(image_id),
             )
-            records.append(
-                ImageRecord(
-                    key=name,
-                    path=path,
-                    label=label,
-                    class_name=classes[label],
-                    box=boxes[image_id],
-                    mask_path=mask if mask.is_file() else None,
-                )
-            )
-    if not records:
-        raise DatasetError(
-            f"{folder}: images.txt lists {len(names)} images, and none of them is in "
-            f"{folder / 'images'}"
         )
-    return ImageSet(folder.name, folder, tuple(records), len(names) - len(records))
-
-
-def official_split(images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """The data set's own training and test images, from ``train_test_split.txt``.
-
-    Raises:
-        DatasetError: no such file, or it says nothing of an image.
-    """
-    path = images.root / "train_test_split.txt"
-    if not path.is_file():
-        raise DatasetError(f"{images.root}: there is no train_test_split.txt")
-    is_train = _table(path, lambda fields, _: fields[0] == "1", 1)
-    names = _table(images.root / "images.txt", lambda fields, _: fields[0], 1)
-    train_names = {names[image_id] for image_id, train in is_train.items() if train}
-    train = tuple(r for r in images.records if r.key in train_names)
-    test = tuple(r for r in images.records if r.key not in train_names)
-    return replace(images, records=train), replace(images, records=test)
-
-
-def _folder(root: Path) -> Path:
-    for folder in (root, root / FOLDER_NAME):
-        if (folder / "images.txt").is_file():
-            missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
-            if missing or not (folder / "images").is_dir():
-                lacking = ", ".join(missing) or "the folder images/"
-                raise DatasetError(f"{folder}: not in the CUB layout: {lacking} is missing")
-            return folder
-    what = "is not in the CUB layout: no images.txt in it" if root.is_dir() else "is no folder"
-    raise DatasetError(
-        f"{root} {what}; expected {', '.join(REQUIRED_FILES)} and images/ there or in "
-        f"{FOLDER_NAME}/ below it"
+    if not records:
+        raise DatasetError(f"{root / 'images'}: none of the {len(names)} listed images is there")
+    return ImageSet(
+        name=root.name,
+        root=root,
+        records=tuple(records),
+        num_absent=len(names) - len(records),
+        listed_counts=dict(sorted(listed.items())),
     )
 
 
-def _table(path: Path, parse: Callable[[list[str], str], T], columns: int) -> dict[int, T]:
-    table: dict[int, T] = {}
-    for number, fields in _lines(path):
-        where = f"{path}, line {number}"
-        try:
-            key = int(fields[0])
-            if len(fields) != columns + 1:
-                raise ValueError
-            value = parse(fields[1:], where)
-        except DatasetError:
-            raise
-        except ValueError:
+def _find_root(root: Path) -> Path:
+    if not root.is_dir():
+        raise DatasetError(f"{root}: not a directory")
+    if not (root / "images.txt").is_file() and (root / "CUB_200_2011" / "images.txt").is_file():
+        root = root / "CUB_200_2011"
+    missing = [name for name in REQUIRED if not (root / name).is_file()]
+    if not (root / "images").is_dir():
+        missing.append("images/")
+    if missing:
+        raise DatasetError(
+            f"{root}: not a data set in the CUB layout, {', '.join(missing)} is missing"
+        )
+    return root
+
+
+def _refuse_repeated_names(root: Path, names: dict[int, tuple[int, list[str]]]) -> None:
+    first_lines: dict[str, int] = {}
+    for line, (name,) in names.values():
+        if name in first_lines:
             raise DatasetError(
-                f"{where}: {' '.join(fields)!r}; expected a number and {columns} more fields"
-            ) from None
-        if key in table:
-            raise DatasetError(f"{where}: number {key} comes a second time")
-        table[key] = value
-    return table
+                f"{root / 'images.txt'}, line {line}: {name} is listed twice (first on line "
+                f"{first_lines[name]})"
+            )
+        first_lines[name] = line
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not a UTF-8 text file ({error})") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if fields := line.split():
-            yield number, fields
+def _read_labels(root: Path) -> dict[int, int]:
+    path = root / "image_class_labels.txt"
+    rows = read_keyed_rows(path, ("image id", "class id"))
+    return {
+        image_id: parse_int(fields[0], "class id", path, line)
+        for image_id, (line, fields) in rows.items()
+    }
 
 
-def _box(fields: list[str], where: str) -> Box:
-    x, y, width, height = map(float, fields)
-    return checked_box(x, y, width, height, where)
+def _read_split(root: Path) -> dict[int, bool]:
+    path = root / "train_test_split.txt"
+    if not path.is_file():
+        return {}
+    split: dict[int, bool] = {}
+    for image_id, (line, (flag,)) in read_keyed_rows(path, ("image id", "is training")).items():
+        if flag not in ("0", "1"):
+            raise DatasetError(f"{path}, line {line}: expected 0 or 1, got {flag!r}")
+        split[image_id] = flag == "1"
+    return split
+
+
+def _find_mask(root: Path, name: str, source: str) -> Path | None:
+    path = path_below(root / "segmentations", str(Path(name).with_suffix(".png")), source)
+    return path if path.is_file() else None

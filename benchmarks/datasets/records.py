@@ -1,38 +1,36 @@
-"""Images with their class, box and mask, whatever data set they come from."""
+"""What a data set is to the benchmarks: a tuple of image records with boxes and masks."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image
 
-# x0, y0, x1, y1 in pixels; x1 and y1 are exclusive (x0 + width).
+from benchmarks.datasets.errors import BoxError, DatasetError, UnreadableImageError
+
 Box = tuple[float, float, float, float]
-
-
-class DatasetError(ValueError):
-    """A data set is not in the expected layout, or its annotations are malformed."""
-
-
-class UnreadableImageError(DatasetError):
-    """An image file cannot be decoded; it is named."""
+"""(x0, y0, x1, y1) in pixels, x1 and y1 exclusive: x1 = x0 + width."""
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One annotated image.
+    """One image and what is known about it, without its pixels.
 
     Args:
-        key (str): unique name, its path below the images folder, with forward slashes.
-        path (Path): the file.
-        label (int): the data set's own class number.
-        class_name (str): its name.
-        box (Box): as annotated; it may stick out of the image, see `clip_box`.
-        mask_path (Path, optional): an image that is above zero on the object.
+        key (str): unique name in its data set; a relative path with ``/`` between the parts.
+        path (Path): where the image file is.
+        label (int): the class number of the data set's own files (CUB: from 1).
+        class_name (str): the class name of the data set's own files.
+        box (Box): as annotated, not clipped (the image's size is unknown until it is opened).
+        mask_path (Path, optional): segmentation mask of the object, if there is one.
+        mask_foreground (tuple of int, optional): pixel values of the mask that are the object;
+            default: all from 128.
+        is_training (bool, optional): the official split, if the data set has one.
+        extra_boxes (Mapping[str, Box]): further named boxes, for example the head of a pet.
     """
 
     key: str
@@ -41,153 +39,156 @@ class ImageRecord:
     class_name: str
     box: Box
     mask_path: Path | None = None
+    mask_foreground: tuple[int, ...] | None = None
+    is_training: bool | None = None
+    extra_boxes: Mapping[str, Box] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of a data set that are there.
+    """The images of a data set that are present on disk.
 
     Args:
-        name (str): the data set's name.
-        root (Path): its folder; all files lie below it.
-        records (tuple of ImageRecord): in the data set's own order.
-        num_absent (int): images that the annotations list and that have no file.
+        name (str): of the data set.
+        root (Path): the folder it was read from.
+        records (tuple of ImageRecord): in the order of the data set's own files.
+        num_absent (int): images that the data set lists and that are not there.
+        listed_counts (Mapping[int, int]): images listed for each class, present or not; empty
+            if not known.
     """
 
     name: str
     root: Path
     records: tuple[ImageRecord, ...]
     num_absent: int = 0
+    listed_counts: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
 
     @property
-    def labels(self) -> list[int]:
-        return [record.label for record in self.records]
+    def labels(self) -> tuple[int, ...]:
+        """The class number of each record."""
+        return tuple(record.label for record in self.records)
 
     @property
     def class_sizes(self) -> dict[int, int]:
-        """Number of images of each class, by class number."""
+        """Present images of each class that has any, by ascending class number."""
         return dict(sorted(Counter(self.labels).items()))
 
-    def select(self, class_numbers: Iterable[int]) -> ImageSet:
-        """The images of some classes.
+    @property
+    def class_names(self) -> dict[int, str]:
+        """The name of each class that has images, by ascending class number."""
+        return dict(sorted({record.label: record.class_name for record in self.records}.items()))
+
+    def select(self, class_numbers: Collection[int]) -> ImageSet:
+        """Keep the images of some classes.
+
+        Args:
+            class_numbers (Collection[int]): as in the data set's own files, like `ClassNumbers`.
+
+        Returns:
+            The chosen classes' images in the same order; absent images are those of the
+            chosen classes.
 
         Raises:
-            DatasetError: a class has no image here; all such classes are named.
+            DatasetError: nothing is selected, or a class has no image here.
         """
-        wanted = set(class_numbers)
-        without = sorted(wanted - set(self.labels))
-        if without or not wanted:
-            raise DatasetError(
-                f"{self.root}: no images of class {_ranges(without) or '(none named)'}; "
-                f"there are images of classes {_ranges(sorted(set(self.labels)))}"
-            )
-        return replace(self, records=tuple(r for r in self.records if r.label in wanted))
+        chosen = set(class_numbers)
+        if not chosen:
+            raise DatasetError(f"no class of {self.name} is selected")
+        counts = self.class_sizes
+        if missing := sorted(chosen - counts.keys()):
+            raise DatasetError(self._explain_missing(missing))
+        records = tuple(record for record in self.records if record.label in chosen)
+        listed = {label: n for label, n in self.listed_counts.items() if label in chosen}
+        num_absent = sum(listed.values()) - len(records) if listed else self.num_absent
+        return replace(self, records=records, num_absent=num_absent, listed_counts=listed)
 
-
-def require_pairs(images: ImageSet) -> None:
-    """Refuses classes with a single image, which has no positive.
-
-    Raises:
-        DatasetError: names the first such class.
-    """
-    for number, size in images.class_sizes.items():
-        if size < 2:
-            name = next(r.class_name for r in images.records if r.label == number)
-            raise DatasetError(
-                f"{images.root}: class {number} ({name}) has a single image; a metric loss needs "
-                "two of a class: leave the class out, or add images"
-            )
+    def _explain_missing(self, missing: list[int]) -> str:
+        shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        present = ", ".join(map(str, self.class_sizes)) or "none"
+        why = "are listed, but none of their images is there"
+        if any(label not in self.listed_counts for label in missing):
+            why = "are not all in this data set"
+        return (
+            f"{self.name} at {self.root}: no images of class {shown}: these classes {why}. "
+            f"Classes with images: {present}"
+        )
 
 
 def load_rgb(record: ImageRecord) -> Image.Image:
-    """The image in RGB.
+    """Decode an image. EXIF orientation is ignored: boxes are in the pixels as stored.
 
     Raises:
-        UnreadableImageError: the file is absent, truncated or no image.
+        UnreadableImageError: the file is missing, truncated or not an image; names it.
     """
-    try:
-        with Image.open(record.path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(
-            f"{record.path}: cannot be read as an image ({error})"
-        ) from error
+    return _decode(record.path, "RGB")
 
 
-def load_mask(record: ImageRecord) -> Image.Image:
-    """The mask in 8-bit grey, as stored.
+def load_mask(record: ImageRecord, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode the object mask of an image.
+
+    Args:
+        record (ImageRecord): one with a ``mask_path``.
+        size (tuple of int, optional): (width, height) that the mask must have, that of the image.
+
+    Returns:
+        Boolean array (H, W), True on the object.
 
     Raises:
-        UnreadableImageError: there is none, or it cannot be read.
+        DatasetError: there is no mask, it has another size, or no pixel of it is the object.
+        UnreadableImageError: the file can't be decoded.
     """
     if record.mask_path is None:
-        raise UnreadableImageError(f"{record.path}: the image has no mask")
-    try:
-        with Image.open(record.mask_path) as image:
-            return image.convert("L")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise UnreadableImageError(
-            f"{record.mask_path}: cannot be read as a mask ({error})"
-        ) from error
+        raise DatasetError(f"image {record.key} has no mask")
+    if record.mask_foreground is None:
+        mask = np.asarray(_decode(record.mask_path, "L")) >= 128
+        wanted = ">= 128"
+    else:
+        mask = np.isin(np.asarray(_decode(record.mask_path, None)), record.mask_foreground)
+        wanted = f"in {record.mask_foreground}"
+    if mask.ndim != 2:
+        raise DatasetError(f"{record.mask_path}: a mask has one channel, this has {mask.shape}")
+    if size is not None and mask.shape != (size[1], size[0]):
+        raise DatasetError(
+            f"{record.mask_path}: the mask is {mask.shape[1]}x{mask.shape[0]}, "
+            f"its image {record.path} is {size[0]}x{size[1]}"
+        )
+    if not mask.any():
+        raise DatasetError(f"{record.mask_path}: no object in this mask (no pixel is {wanted})")
+    return mask
 
 
-def clip_box(box: Box, width: int, height: int, key: str = "the image") -> Box:
-    """The part of a box that lies in the image.
+def clip_box(box: Box, width: int, height: int, name: str = "an image") -> Box:
+    """Clip a box to its image.
+
+    Args:
+        box (Box): (x0, y0, x1, y1).
+        width (int): of the image, in pixels.
+        height (int): of the image, in pixels.
+        name (str): of the image, for the error.
 
     Raises:
-        DatasetError: nothing of it does.
+        BoxError: no part of the box lies in the image.
 
     Example:
-        >>> clip_box((-3.0, 2.0, 50.0, 20.0), 40, 30)
-        (0.0, 2.0, 40.0, 20.0)
+        >>> clip_box((-3.0, 10.0, 50.0, 120.0), 200, 100)
+        (0.0, 10.0, 50.0, 100.0)
     """
-    x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
-    x1, y1 = min(box[2], float(width)), min(box[3], float(height))
-    if x0 >= x1 or y0 >= y1:
-        raise DatasetError(
-            f"{key}: the box {box} (x0, y0, x1, y1) lies outside the image of {width} x {height} "
-            "pixels"
-        )
-    return x0, y0, x1, y1
+    x0, y0, x1, y1 = box
+    clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+    # "not <" rather than ">=", so that NaN is refused as well.
+    if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
+        raise BoxError(f"box {box} of {name} lies wholly outside the image ({width}x{height})")
+    return clipped
 
 
-def checked_box(x: float, y: float, width: float, height: float, where: str) -> Box:
-    """A box from its corner and sides.
-
-    Raises:
-        DatasetError: not finite, or without area; ``where`` names the line.
-    """
-    if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
-        raise DatasetError(
-            f"{where}: the box x={x} y={y} width={width} height={height} has no area"
-        )
-    return x, y, x + width, y + height
-
-
-def path_below(folder: Path, name: str, where: str) -> Path:
-    """A file that an annotation names, kept below its folder.
-
-    Raises:
-        DatasetError: the name is absolute or climbs out of the folder; ``where`` names the line.
-    """
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts or "\\" in name or not relative.parts:
-        raise DatasetError(f"{where}: the file name {name!r} leads out of {folder}")
-    path = folder / relative
-    if path.exists() and not path.resolve().is_relative_to(folder.resolve()):
-        raise DatasetError(f"{where}: the file name {name!r} leads out of {folder}, by a link")
-    return path
-
-
-def _ranges(numbers: list[int]) -> str:
-    parts: list[str] = []
-    start = 0
-    for i in range(1, len(numbers) + 1):
-        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
-            first, last = numbers[start], numbers[i - 1]
-            parts.append(str(first) if first == last else f"{first}-{last}")
-            start = i
-    return ",".join(parts)
+def _decode(path: Path, mode: str | None) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.copy() if mode is None or image.mode == mode else image.convert(mode)
+    # Pillow raises SyntaxError, ValueError and others on broken files, besides OSError.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"{path}: can't be read as an image ({error})") from error
