@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,6 +101,32 @@ def _plain(value: Any) -> JsonValue:
         return [str(item) for item in value]
     plain: JsonValue = value
     return plain
+
+
+def as_command(command: str, settings: Any) -> str:
+    """The command line that gives these settings; defaults are left out.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Example:
+        ...     data: Path = setting("where", parse=Path)
+        ...     seed: int = setting("of all", default=0, parse=int)
+        ...     progress: bool = setting("bar", default=True)
+        >>> as_command("train", Example(Path("my data"), progress=False))
+        "python -m benchmarks train --data 'my data' --no-progress"
+    """
+    words = ["python", "-m", "benchmarks", command]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        flag = field.name.replace("_", "-")
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{flag}")
+        else:
+            plain = _plain(value)
+            words += [f"--{flag}", ",".join(plain) if isinstance(plain, list) else str(plain)]
+    return shlex.join(words)
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

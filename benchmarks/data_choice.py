@@ -1,0 +1,158 @@
+"""Which images a run uses, and the reading of each once before work starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.datasets.cub import load_cub
+from benchmarks.datasets.embedded import write_embedded
+from benchmarks.datasets.records import (
+    ImageRecord,
+    ImageSet,
+    UnreadableImageError,
+    clip_box,
+    load_rgb,
+)
+from benchmarks.settings import ClassNumbers
+from captum_embed.errors import InputError
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Training images, for the bank, and test images, of other classes or the same.
+
+    Args:
+        train (ImageSet): of the training classes.
+        test (ImageSet): of the test classes.
+        unreadable (tuple of str): messages of the images that were dropped by `survey`.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    train_classes: ClassNumbers
+    test_classes: ClassNumbers
+    unreadable: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Changes with any image's name, class or box; not with the folder's place."""
+        listing = [
+            [record.key, record.label, list(record.box)]
+            for images in (self.train, self.test)
+            for record in images.records
+        ]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.test.name,
+            "root": str(self.test.root),
+            "train": _facts(self.train, self.train_classes),
+            "test": _facts(self.test, self.test_classes),
+            "unreadable": list(self.unreadable),
+        }
+
+
+def _facts(images: ImageSet, classes: ClassNumbers) -> dict[str, Any]:
+    return {
+        "classes": str(classes),
+        "images": len(images),
+        "absent": images.num_absent,
+        "masks": sum(record.mask_path is not None for record in images.records),
+    }
+
+
+def choose_data(
+    data: str,
+    train_classes: ClassNumbers | None,
+    test_classes: ClassNumbers | None,
+    folder: Path,
+    seed: int,
+) -> DataChoice:
+    """The images of a run.
+
+    Args:
+        data (str): a folder in the CUB layout, or ``"embedded"`` for the one made on the spot.
+        train_classes (ClassNumbers, optional): default, for the embedded set alone: its first
+            half.
+        test_classes (ClassNumbers, optional): likewise its second half.
+        folder (Path): where the embedded set is written.
+        seed (int): of the embedded set.
+
+    Raises:
+        InputError: not that layout, a class without images, or classes not given.
+    """
+    if data == EMBEDDED:
+        root = folder / EMBEDDED
+        if not root.exists():
+            write_embedded(root, seed=seed)
+    else:
+        root = Path(data)
+    everything = load_cub(root)
+    if data == EMBEDDED:
+        labels = sorted({record.label for record in everything.records})
+        half = len(labels) // 2
+        train_classes = train_classes or ClassNumbers(labels[:half])
+        test_classes = test_classes or ClassNumbers(labels[half:])
+    if train_classes is None or test_classes is None:
+        raise InputError(
+            f"--data {data}: say which classes to use with --train-classes and --test-classes, "
+            "for example 1-10 and 26-35"
+        )
+    return DataChoice(
+        everything.select(train_classes),
+        everything.select(test_classes),
+        train_classes,
+        test_classes,
+    )
+
+
+def survey(choice: DataChoice, *, progress: bool) -> DataChoice:
+    """Read every image and check every box once, so that bad files show before work starts.
+
+    Unreadable images are dropped, each with a warning.
+
+    Raises:
+        InputError: a box without a pixel in its image; or no image is left.
+    """
+    bar = tqdm(
+        total=len(choice.train) + len(choice.test), desc="reading images", disable=not progress
+    )
+    with bar:
+        train, train_bad = _readable(choice.train, bar)
+        test, test_bad = _readable(choice.test, bar)
+    # Training and test classes may overlap.
+    unreadable = tuple(dict.fromkeys(train_bad + test_bad))
+    return DataChoice(train, test, choice.train_classes, choice.test_classes, unreadable)
+
+
+def _readable(images: ImageSet, bar: Any) -> tuple[ImageSet, list[str]]:
+    kept: list[ImageRecord] = []
+    unreadable: list[str] = []
+    for record in images.records:
+        problem = _problem(record)
+        if problem is None:
+            kept.append(record)
+        else:
+            warnings.warn(f"left out: {problem}", stacklevel=2)
+            unreadable.append(problem)
+        bar.update()
+    if not kept:
+        raise InputError(f"{images.root}: none of the {len(images)} chosen images could be read")
+    return replace(images, records=tuple(kept)), unreadable
+
+
+def _problem(record: ImageRecord) -> str | None:
+    try:
+        clip_box(record.box, *load_rgb(record).size, record.key)
+    except UnreadableImageError as error:
+        return str(error)
+    return None

@@ -1,0 +1,195 @@
+"""One test image through every method and protocol: the record that all tables are made from."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.datasets.records import ImageRecord, UnreadableImageError
+from benchmarks.methods import (
+    Explainer,
+    Method,
+    MethodUnavailableError,
+    Query,
+    Subject,
+    heatmap,
+    select,
+)
+from benchmarks.networks import build_network, find_layer
+from benchmarks.preparation import MinedQueries, ProtocolCache
+from benchmarks.protocols import PROTOCOLS, EvaluationProtocol, Frame, Measures
+from captum_embed import TripletForward, WeightBank
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """All that an evaluation needs, small enough to send to another process.
+
+    Args:
+        network (str): see `benchmarks.networks.build_network`.
+        checkpoint (Path, optional): of the network.
+        layer (str): dotted name of the layer explained.
+        methods (tuple of str): registry names.
+        protocols (tuple of str): names in `PROTOCOLS`.
+        margin (float): of the triplet loss.
+        num_neighbors (int): bank entries a query borrows from.
+        seed (int): of methods that draw.
+        device (str): where the network runs.
+        cache (Path): folder with a `ProtocolCache` per protocol.
+    """
+
+    network: str
+    checkpoint: Path | None
+    layer: str
+    methods: tuple[str, ...]
+    protocols: tuple[str, ...]
+    margin: float
+    num_neighbors: int
+    seed: int
+    device: str
+    cache: Path
+
+
+class Bench:
+    """One protocol with its methods built: maps and measures images."""
+
+    def __init__(
+        self,
+        plan: EvaluationPlan,
+        protocol: EvaluationProtocol,
+        forward: TripletForward,
+        layer: nn.Module,
+    ) -> None:
+        cache = ProtocolCache(plan.cache / protocol.name)
+        self.plan = plan
+        self.protocol = protocol
+        self.device = torch.device(plan.device)
+        self.network = forward.encoder
+        self.queries = MinedQueries.load(cache.queries) if cache.queries.exists() else None
+        self.bank = WeightBank.load(cache.bank) if cache.bank.exists() else None
+        self.subject = Subject(forward, layer, self.bank, plan.num_neighbors)
+        self.explainers: dict[str, tuple[Method, Explainer]] = {}
+        self.unavailable: dict[str, str] = {}
+        for method in select(plan.methods):
+            self._build(method)
+
+    def _build(self, method: Method) -> None:
+        try:
+            self.explainers[method.name] = (method, method.build(self.subject))
+        except MethodUnavailableError as reason:
+            self.unavailable[method.name] = str(reason)
+
+    def query(self, key: str, image: Tensor, *, with_references: bool = True) -> Query:
+        references: tuple[Tensor, ...] = ()
+        if with_references and self.queries is not None:
+            references = tuple(r.to(self.device) for r in self.queries.references_of(key))
+        return Query(image[None].to(self.device), references)
+
+    def heatmap(self, name: str, query: Query) -> np.ndarray:
+        """The heatmap (H, W) of one method; the same for the same seed, query and method."""
+        method, explain = self.explainers[name]
+        size = (query.image.shape[2], query.image.shape[3])
+        return heatmap(explain(query), size, method.map_power)
+
+    def measure(self, record: ImageRecord) -> dict[str, Any]:
+        """Measures of every method and floor on one image; ``{"left_out": reason}`` without any."""
+        frame = self.protocol.frame(record)
+        if frame is None:
+            return {"left_out": "its box lies outside the crop"}
+        query = self.query(record.key, frame.image)
+        height, width = frame.size
+        return {
+            "size": [width, height],
+            "box": [round(side, 3) for side in frame.box],
+            "num_tuples": query.references[0].shape[1] if query.references else None,
+            "forward_seconds": self._forward_seconds(query),
+            "floors": self.protocol.floors(frame),
+            "methods": {
+                name: self._measure_method(name, record.key, query, frame)
+                for name in self.explainers
+            },
+        }
+
+    def _measure_method(self, name: str, key: str, query: Query, frame: Frame) -> Measures:
+        with torch.random.fork_rng(devices=_cuda_devices(self.device)):
+            torch.manual_seed(seed_of(self.plan.seed, self.protocol.name, key))
+            np_state = np.random.get_state()  # noqa: NPY002 - Captum's samplers use it
+            np.random.seed(seed_of(self.plan.seed, self.protocol.name, key) % 2**32)  # noqa: NPY002
+            started = self._now()
+            pixels = self.heatmap(name, query)
+            seconds = self._now() - started
+            np.random.set_state(np_state)  # noqa: NPY002
+        finite = bool(np.isfinite(pixels).all())
+        measures = self.protocol.measure(pixels if finite else np.zeros_like(pixels), frame)
+        if not finite:
+            measures["not_finite"] = True
+        return {**measures, "seconds": round(seconds, 5)}
+
+    @torch.no_grad()
+    def _forward_seconds(self, query: Query) -> float:
+        started = self._now()
+        self.network(query.image)
+        return round(self._now() - started, 5)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class Evaluator:
+    """All protocols of a plan, with one network."""
+
+    def __init__(self, plan: EvaluationPlan) -> None:
+        network = build_network(plan.network, plan.checkpoint).to(plan.device)
+        layer = find_layer(network, plan.layer)
+        forward = TripletForward(network, margin=plan.margin).eval()
+        self.benches = {
+            name: Bench(plan, PROTOCOLS[name], forward, layer) for name in plan.protocols
+        }
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Why methods of the plan cannot serve this network, by name."""
+        return {k: v for bench in self.benches.values() for k, v in bench.unavailable.items()}
+
+    def record(self, image: ImageRecord) -> dict[str, Any]:
+        """The record of one image, as it stands in ``records.jsonl``."""
+        record: dict[str, Any] = {"key": image.key, "label": image.label}
+        try:
+            record["protocols"] = {n: bench.measure(image) for n, bench in self.benches.items()}
+        except UnreadableImageError as error:
+            record["unreadable"] = str(error)
+        return record
+
+
+def seed_of(seed: int, *names: str) -> int:
+    """A seed that depends on nothing but the run's seed and the names.
+
+    Example:
+        >>> seed_of(0, "boxes", "a.jpg") == seed_of(0, "boxes", "a.jpg") != seed_of(0, "boxes", "b")
+        True
+    """
+    digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+def sample(records: Sequence[ImageRecord], limit: int | None, seed: int) -> list[ImageRecord]:
+    """At most `limit` images at random, in the data set's order; a smaller limit takes a subset."""
+    if limit is None or limit >= len(records):
+        return list(records)
+    drawn = sorted(records, key=lambda record: seed_of(seed, record.key))[:limit]
+    keys = {record.key for record in drawn}
+    return [record for record in records if record.key in keys]
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []

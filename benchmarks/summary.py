@@ -1,0 +1,112 @@
+"""From the records of all images to the numbers of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.metrics.localization import (
+    THRESHOLDS,
+    accuracy_at,
+    accuracy_curve,
+    max_box_acc,
+    max_box_acc_v2,
+    mean_accuracy,
+)
+from benchmarks.protocols import IOU_UNIT
+
+Record = dict[str, Any]
+
+FLOORS = {
+    "centre_box": "Centre box, 65% of each side",
+    "uniform_heatmap": "Uniform heatmap",
+    "whole_image": "Whole image",
+}
+
+
+def shown(records: Iterable[Record], protocol: str) -> list[Record]:
+    """What a protocol measured, for the images that it could show."""
+    found = [r["protocols"][protocol] for r in records if protocol in r.get("protocols", {})]
+    return [measured for measured in found if "left_out" not in measured]
+
+
+def counts(records: Sequence[Record], protocols: Sequence[str]) -> dict[str, Any]:
+    """How many images were measured, and why the others were not."""
+    return {
+        "images": len(records),
+        "unreadable": sum("unreadable" in record for record in records),
+        "measured": {name: len(shown(records, name)) for name in protocols},
+        "left_out": {
+            name: sum("left_out" in r.get("protocols", {}).get(name, {}) for r in records)
+            for name in protocols
+        },
+    }
+
+
+def summarize(records: Sequence[Record], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Numbers of every method and floor: ``{name: {protocol: {...}}}``.
+
+    Args:
+        records (sequence of dict): of the images, as in ``records.jsonl``.
+        names (sequence of str): methods and floors, in the order wanted.
+
+    Returns:
+        dict: shares in [0, 1], times in seconds (medians). A protocol without an image has none.
+    """
+    attention, boxes = shown(records, "attention"), shown(records, "boxes")
+    summary: dict[str, dict[str, Any]] = {}
+    for name in names:
+        summary[name] = {}
+        if measures := measures_of(attention, name):
+            summary[name]["attention"] = _attention(measures)
+        if measures := measures_of(boxes, name):
+            summary[name]["boxes"] = _boxes(measures)
+    return summary
+
+
+def measures_of(shown_images: Iterable[Record], name: str) -> list[dict[str, Any]]:
+    """The measures of one method or floor, image by image."""
+    found = ({**image["floors"], **image["methods"]}.get(name) for image in shown_images)
+    return [measures for measures in found if measures is not None]
+
+
+def overlaps(measures: Sequence[dict[str, Any]], kind: str = "iou") -> np.ndarray:
+    """IoU of each image at each threshold, (N, 99); a floor has one value for all."""
+    rows = [np.broadcast_to(np.asarray(m[kind]) / IOU_UNIT, THRESHOLDS.shape) for m in measures]
+    return np.stack(rows)
+
+
+def _attention(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    masked = [m["mask_score"] for m in measures if "mask_score" in m]
+    return {
+        **_shared(measures),
+        "score": float(np.mean([m["score"] for m in measures])),
+        "mask_score": float(np.mean(masked)) if masked else None,
+        "num_masks": len(masked),
+    }
+
+
+def _boxes(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    largest, any_component = overlaps(measures), overlaps(measures, "best_iou")
+    best = max_box_acc(largest)
+    return {
+        **_shared(measures),
+        "accuracy_at_0.2": float(accuracy_at(largest)),
+        "mean_accuracy_0.15_to_0.25": float(mean_accuracy(largest)),
+        "max_box_acc": float(best.accuracy),
+        "max_box_acc_threshold": float(best.threshold),
+        "max_box_acc_v2": float(max_box_acc_v2(any_component)),
+        "accuracy_curve": [round(float(share), 5) for share in accuracy_curve(largest)],
+    }
+
+
+def _shared(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    seconds = [m["seconds"] for m in measures if "seconds" in m]
+    return {
+        "num_images": len(measures),
+        "num_empty": sum(m["empty"] for m in measures),
+        "num_not_finite": sum(m.get("not_finite", False) for m in measures),
+        "median_seconds": float(np.median(seconds)) if seconds else None,
+    }

@@ -1,0 +1,212 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerGradCam, Saliency
+from torch import Tensor, nn
+
+from benchmarks.methods import METHODS, MethodUnavailableError, Query, Subject, heatmap, select
+from benchmarks.methods.reductions import channel_norm, channel_sum, colour_magnitude
+from benchmarks.networks import EmbeddingNetwork
+from captum_embed import TripletForward, WeightBank
+from captum_embed.errors import InputError
+
+CHANNELS, WIDTH, TUPLES = 60, 6, 5
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, CHANNELS, 3), nn.ReLU()
+        )
+        network = EmbeddingNetwork(features, nn.Linear(CHANNELS, WIDTH, bias=False)).eval()
+        network.requires_grad_(False)
+        bank = WeightBank(F.normalize(torch.randn(12, WIDTH), dim=1), torch.randn(12, CHANNELS))
+    return Subject(TripletForward(network, margin=0.2), network.features, bank)
+
+
+@pytest.fixture(scope="module")
+def query(subject: Subject) -> Query:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(1, 3, 20, 26, generator=generator)
+    references = F.normalize(torch.randn(2, 1, TUPLES, WIDTH, generator=generator), dim=-1)
+    positives, negatives = references
+    # The loss of each tuple is above zero, so that all of them count.
+    losses = subject.forward.tuple_loss(subject.network(image)[:, None], positives, negatives)
+    far, near = torch.where(losses[..., None] > 0, references, references.flip(0))
+    query = Query(image, (far, near))
+    assert (subject.forward.tuple_loss(subject.network(image)[:, None], far, near) > 0).all()
+    return query
+
+
+def explain(name: str, subject: Subject, query: Query) -> Tensor:
+    return METHODS[name].build(subject)(query)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_a_finite_map_of_the_image_s_size(
+    name: str, subject: Subject, query: Query
+) -> None:
+    method = METHODS[name]
+    pixels = heatmap(explain(name, subject, query), (20, 26), method.map_power)
+    assert pixels.shape == (20, 26)
+    assert np.isfinite(pixels).all()
+    assert pixels.min() >= 0
+    assert pixels.max() > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_image_without_a_loss_has_an_empty_map_or_needs_no_tuples(
+    name: str, subject: Subject, query: Query
+) -> None:
+    nothing = Query(query.image, tuple(r[:, :0] for r in query.references))
+    signed = explain(name, subject, nothing)
+    assert torch.isfinite(signed).all()
+    if METHODS[name].needs_tuples:
+        assert (signed == 0).all()
+    else:
+        assert torch.equal(signed, explain(name, subject, query))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_leaves_the_network_as_it_was(name: str, subject: Subject, query: Query) -> None:
+    network = subject.network
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    rng = torch.get_rng_state()
+    explain(name, subject, query)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    for module in network.modules():
+        assert not module._forward_hooks
+        assert not module._backward_hooks
+        assert not module._forward_pre_hooks
+        assert not module.training
+    assert all(not p.requires_grad and p.grad is None for p in network.parameters())
+    assert not query.image.requires_grad
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_layer_grad_cam_is_captum_s_called_by_hand(subject: Subject, query: Query) -> None:
+    positives, negatives = query.references
+
+    def loss(image: Tensor) -> Tensor:
+        anchor = subject.network(image)[:, None]
+        near = ((anchor - positives) ** 2).sum(-1)
+        far = ((anchor - negatives) ** 2).sum(-1)
+        return (near - far + 0.2).mean(1)
+
+    by_hand = LayerGradCam(loss, subject.layer).attribute(query.image)
+    ours = explain("layer_grad_cam", subject, query)
+    torch.testing.assert_close(ours, by_hand, atol=1e-6, rtol=1e-4)
+
+
+def test_our_gradient_over_all_tuples_is_layer_grad_cam(subject: Subject, query: Query) -> None:
+    ours = explain("ours_gradient_50", subject, query)
+    torch.testing.assert_close(
+        ours, explain("layer_grad_cam", subject, query), atol=1e-6, rtol=1e-4
+    )
+
+
+def test_one_tuple_is_the_first_and_hardest(subject: Subject, query: Query) -> None:
+    one = Query(query.image, query.first(1))
+    assert one.references[0].shape == (1, 1, WIDTH)
+    expected = explain("layer_grad_cam", subject, one)
+    torch.testing.assert_close(
+        explain("ours_gradient_1", subject, query), expected, atol=1e-6, rtol=1e-4
+    )
+    assert not torch.allclose(expected, explain("layer_grad_cam", subject, query))
+
+
+@pytest.mark.parametrize(
+    ("name", "neighbors", "channel_filter"),
+    [
+        ("ours_transfer", 1, lambda w: w),
+        ("ours_transfer_positive", 1, lambda w: w.clamp(min=0)),
+        ("ours_transfer_absolute", 1, torch.abs),
+        ("ours_transfer_absolute_10", 10, torch.abs),
+        ("ours_transfer_absolute_10_sqrt", 10, torch.abs),
+        ("ours_transfer_top50", 1, lambda w: torch.where(w >= w.sort().values[:, -50], w, 0)),
+    ],
+)
+def test_transfer_weighs_the_activations_with_the_neighbours_weights(
+    name: str, neighbors: int, channel_filter, subject: Subject, query: Query
+) -> None:
+    bank = subject.needed_bank()
+    embedding = subject.network(query.image)
+    nearest = ((bank.embeddings - embedding) ** 2).sum(1).argsort()[:neighbors]
+    weights = channel_filter(bank.weights[nearest].mean(0, keepdim=True))[0]
+    by_hand = torch.einsum("c,nchw->nhw", weights, subject.network.features(query.image))[:, None]
+    torch.testing.assert_close(explain(name, subject, query), by_hand, atol=1e-5, rtol=1e-4)
+
+
+def test_the_run_s_number_of_neighbours_is_used_and_no_more_than_there_are(
+    subject: Subject, query: Query
+) -> None:
+    def with_neighbors(count: int) -> Tensor:
+        chosen = Subject(subject.forward, subject.layer, subject.bank, num_neighbors=count)
+        return explain("ours_transfer", chosen, query)
+
+    assert not torch.allclose(with_neighbors(1), with_neighbors(3))
+    assert torch.equal(with_neighbors(12), with_neighbors(50))
+
+
+def test_saliency_adds_the_colours_magnitudes(subject: Subject, query: Query) -> None:
+    image = query.image.clone().requires_grad_()
+    gradient = Saliency(subject.forward).attribute(
+        image, abs=False, additional_forward_args=query.references
+    )
+    by_hand = gradient[:, :1].abs() + gradient[:, 1:2].abs() + gradient[:, 2:].abs()
+    torch.testing.assert_close(explain("saliency", subject, query), by_hand)
+
+
+def test_layer_activation_is_the_norm_over_channels(subject: Subject, query: Query) -> None:
+    activation = subject.network.features(query.image)
+    by_hand = (activation**2).sum(1, keepdim=True).sqrt()
+    torch.testing.assert_close(explain("layer_activation", subject, query), by_hand)
+
+
+def test_a_transfer_method_without_a_bank_is_unavailable(subject: Subject) -> None:
+    with pytest.raises(MethodUnavailableError, match="no weight bank"):
+        METHODS["ours_transfer"].build(Subject(subject.forward, subject.layer))
+
+
+def test_a_guided_method_without_relu_modules_is_unavailable() -> None:
+    network = EmbeddingNetwork(nn.Conv2d(3, 4, 3), nn.Identity())
+    with pytest.raises(MethodUnavailableError, match=r"no nn\.ReLU module"):
+        METHODS["guided_grad_cam"].build(Subject(TripletForward(network), network.features))
+
+
+def test_reductions_keep_signs_where_they_should() -> None:
+    attributions = torch.tensor([[[[1.0]], [[-2.0]], [[-2.0]]]])
+    assert channel_sum(attributions).item() == -3
+    assert colour_magnitude(attributions).item() == 5
+    assert channel_norm(attributions).item() == 3
+
+
+def test_a_heatmap_is_rectified_before_it_is_resized() -> None:
+    pixels = heatmap(torch.tensor([[[[-100.0, 4.0]]]]), (1, 4))
+    np.testing.assert_allclose(pixels, [[0, 1, 3, 4]])
+
+
+def test_the_square_root_is_taken_of_the_map_over_its_maximum() -> None:
+    signed = torch.tensor([[[[1.0, 4.0], [0.0, 2.0]]]])
+    pixels = heatmap(signed, (2, 2), power=0.5)
+    np.testing.assert_allclose(pixels, [[0.5, 1], [0, 2**-0.5]], rtol=1e-6)
+    assert not heatmap(-signed, (2, 2), power=0.5).any()
+
+
+def test_nan_stays_visible_in_a_heatmap() -> None:
+    assert np.isnan(heatmap(torch.full((1, 1, 2, 2), torch.nan), (4, 4))).any()
+
+
+def test_methods_are_chosen_by_name_and_by_group() -> None:
+    assert [m.name for m in select(["saliency", "ours_transfer"])] == ["ours_transfer", "saliency"]
+    assert {m.name for m in select(["all"])} == set(METHODS)
+    assert {m.cost for m in select(["fast"])} == {"fast"}
+    assert select(["fast", "saliency"]) == select(["fast"])
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"unknown method grad_cam; known: fast, all, ours_"):
+        select(["saliency", "grad_cam"])
