@@ -56,20 +56,24 @@ def compose(
     name = name if background is None else background
     others = [texture for texture in TEXTURES if texture != name]
     scene = textures.crop(name, (width, height), rng)
-    scene = _scale_light(scene, rng, brightness=(0.6, 1.05))
+    scene = _scale_light(scene, rng, brightness=(0.7, 1.1))
     for _ in range(int(rng.integers(1, 5))):
-        scene, _ = _add_patch(scene, textures, others, rng)
+        centre = (rng.uniform(0, width), rng.uniform(0, height))
+        radius = rng.uniform(0.04, 0.11) * min(width, height)
+        nothing = np.zeros((height, width, 1), np.float32)
+        scene, _ = _add_patch(scene, nothing, textures, others, rng, centre, radius)
 
     cut_out = cut_outs[int(rng.integers(len(cut_outs)))]
     colours, alpha = _place(_pose(cut_out, object_class, (width, height), rng), scene.shape, rng)
     colours = _scale_light(colours, rng, brightness=(0.75, 1.2))
-    scene = scene * (1 - 0.45 * _shadow(alpha, rng))
+    scene = scene * (1 - np.float32(0.45) * _shadow(alpha, rng))
     scene = colours * alpha + scene * (1 - alpha)
-    if rng.random() < 0.7:
+    if rng.random() < 0.6:
         scene, alpha = _cover(scene, alpha, textures, others, rng)
 
     scene = scene * _light_gradient(width, height, rng)
-    scene = scene + rng.normal(0, rng.uniform(0, 4), scene.shape)
+    noise = rng.standard_normal(scene.shape, dtype=np.float32)
+    scene = scene + np.float32(rng.uniform(0, 4)) * noise
     pixels = np.clip(scene, 0, 255).round().astype(np.uint8)
     return Composite(Image.fromarray(pixels), alpha[..., 0] >= 0.5, name)
 
@@ -80,12 +84,12 @@ def _pose(
     size: tuple[int, int],
     rng: np.random.Generator,
 ) -> Image.Image:
-    """Mirror, stretch, turn and scale, so that one side is 30 to 70% of the image's."""
+    """Mirror, stretch, turn and scale."""
     if object_class.mirrored and rng.random() < 0.5:
         cut_out = cut_out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     angle = np.deg2rad(rng.uniform(-object_class.turn, object_class.turn))
     stretch = rng.uniform(0.87, 1.15)
-    share = rng.uniform(0.3, 0.7)
+    share = rng.uniform(*object_class.shares)
     width, height = cut_out.width * stretch, cut_out.height
     turned_width = abs(width * np.cos(angle)) + abs(height * np.sin(angle))
     turned_height = abs(width * np.sin(angle)) + abs(height * np.cos(angle))
@@ -117,26 +121,26 @@ def _place(
 
 def _add_patch(
     scene: np.ndarray,
+    alpha: np.ndarray,
     textures: TextureStore,
     names: list[str],
     rng: np.random.Generator,
-    centre: tuple[float, float] | None = None,
-    sides: tuple[float, float] = (0.05, 0.13),
+    centre: tuple[float, float],
+    radius: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lay an irregular piece of a texture on the scene.
 
     Returns:
-        The scene with the patch, and the alpha (height, width, 1) of the patch.
+        The scene with the patch, and what is left of the object's alpha.
     """
-    height, width = scene.shape[:2]
-    if centre is None:
-        centre = (rng.uniform(0, width), rng.uniform(0, height))
-    radius = rng.uniform(*sides) * min(width, height)
-    alpha = _blob((width, height), centre, radius, rng)
+    window, blob = _blob(scene.shape[:2], centre, radius, rng)
     name = names[int(rng.integers(len(names)))]
-    patch = textures.crop(name, (width, height), rng, scales=(0.4, 0.9))
-    patch = _scale_light(patch, rng, brightness=(0.6, 1.15))
-    return patch * alpha + scene * (1 - alpha), alpha
+    patch = textures.crop(name, (blob.shape[1], blob.shape[0]), rng, scales=(0.4, 0.9))
+    patch = _scale_light(patch, rng, brightness=(0.7, 1.15))
+    scene, alpha = scene.copy(), alpha.copy()
+    scene[window] = patch * blob + scene[window] * (1 - blob)
+    alpha[window] *= 1 - blob
+    return scene, alpha
 
 
 def _cover(
@@ -150,36 +154,41 @@ def _cover(
     rows, columns = np.nonzero(alpha[..., 0] >= 0.5)
     chosen = int(rng.integers(len(rows)))
     centre = (float(columns[chosen]), float(rows[chosen]))
-    largest = 0.6 * np.sqrt(len(rows)) / min(scene.shape[:2])
+    radius = rng.uniform(0.25, 0.5) * len(rows) ** 0.5
     for _ in range(8):
-        covered, patch = _add_patch(
-            scene, textures, names, rng, centre, sides=(0.5 * largest, largest)
-        )
-        visible = alpha * (1 - patch)
+        covered, visible = _add_patch(scene, alpha, textures, names, rng, centre, radius)
         if (visible >= 0.5).sum() >= _SMALLEST_VISIBLE_SHARE * len(rows):
             return covered, visible
-        largest *= 0.75
+        radius *= 0.75
     return scene, alpha
 
 
 def _blob(
-    size: tuple[int, int], centre: tuple[float, float], radius: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Alpha (height, width, 1) of a rounded irregular shape."""
+    shape: tuple[int, ...],
+    centre: tuple[float, float],
+    radius: float,
+    rng: np.random.Generator,
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """A rounded irregular shape around a point inside an image.
+
+    Returns:
+        The rows and columns of the image that it lies in, and its alpha there (rows, columns, 1).
+    """
     angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    radii = np.ones_like(angles)
+    radii = np.full_like(angles, radius)
     for waves in (2, 3, 5):
-        radii += rng.uniform(0, 0.3 / waves**0.5) * np.cos(
-            waves * angles + rng.uniform(0, 2 * np.pi)
-        )
-    corners = [
-        (2 * (centre[0] + radius * r * np.cos(a)), 2 * (centre[1] + radius * r * np.sin(a)))
-        for a, r in zip(angles, radii, strict=True)
-    ]
+        swing = radius * rng.uniform(0, 0.3) / waves**0.5
+        radii += swing * np.cos(waves * angles + rng.uniform(0, 2 * np.pi))
+    x, y = centre[0] + radii * np.cos(angles), centre[1] + radii * np.sin(angles)
+    left, top = max(0, int(x.min())), max(0, int(y.min()))
+    right, bottom = min(shape[1], int(x.max()) + 2), min(shape[0], int(y.max()) + 2)
+    size = (right - left, bottom - top)
     big = Image.new("L", (2 * size[0], 2 * size[1]))
-    ImageDraw.Draw(big).polygon(corners, fill=255)
+    corners = np.stack([2 * (x - left), 2 * (y - top)], axis=1)
+    ImageDraw.Draw(big).polygon([(float(a), float(b)) for a, b in corners], fill=255)
     small = big.resize(size, Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32)[..., None] / 255
+    alpha = np.asarray(small, dtype=np.float32)[..., None] / 255
+    return (slice(top, bottom), slice(left, right)), alpha
 
 
 def _shadow(alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -198,7 +207,9 @@ def _scale_light(
     """Change brightness, contrast and colour."""
     contrast = rng.uniform(0.8, 1.15)
     gains = rng.uniform(*brightness) * rng.uniform(0.93, 1.07, 3)
-    return np.clip(((pixels - 128) * contrast + 128) * gains, 0, 255)
+    offset = 128 * (1 - contrast) * gains
+    lit = pixels * (contrast * gains).astype(np.float32) + offset.astype(np.float32)
+    return np.clip(lit, 0, 255)
 
 
 def _light_gradient(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
@@ -206,4 +217,5 @@ def _light_gradient(width: int, height: int, rng: np.random.Generator) -> np.nda
     angle = rng.uniform(0, 2 * np.pi)
     strength = rng.uniform(0, 0.25)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    return (1 + strength * (x * np.cos(angle) + y * np.sin(angle)))[..., None]
+    gain = 1 + strength * (x * np.cos(angle) + y * np.sin(angle))
+    return gain[..., None].astype(np.float32)

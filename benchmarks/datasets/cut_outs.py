@@ -23,6 +23,7 @@ class ObjectClass:
         cut: makes the cut-outs; an image of the class shows one of them.
         turn: largest rotation in degrees, to either side.
         mirrored: whether an image may show the object mirrored.
+        shares: smallest and largest share of the image's width or height that its box takes.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ObjectClass:
     cut: Callable[[], list[Image.Image]]
     turn: float = 25.0
     mirrored: bool = True
+    shares: tuple[float, float] = (0.35, 0.7)
 
 
 def _rgb(pixels: np.ndarray) -> Image.Image:
@@ -180,6 +182,8 @@ CLASSES: tuple[ObjectClass, ...] = (
         "rocket: DSCOVR on Falcon 9, SpaceX, public domain",
         lambda: _cut_outlines(skimage.data.rocket(), outlines.ROCKET),
         turn=50.0,
+        # Thin and long: any smaller it would be a few pixels wide.
+        shares=(0.5, 0.75),
     ),
     ObjectClass(
         "Shuttle",
