@@ -5,7 +5,7 @@ gradients of a metric loss, or with a ``WeightBank`` by the grad-weights of the 
 images, in one forward pass (Chen et al., WACV 2020).
 """
 
-from captum_embed import channel_filters
+from captum_embed import channel_filters, map_functions
 from captum_embed.grad_cam import EmbeddingLayerGradCam
 from captum_embed.metric_forwards import (
     MetricForward,
@@ -24,6 +24,7 @@ __all__ = [
     "WeightBank",
     "build_weight_bank",
     "channel_filters",
+    "map_functions",
 ]
 
 __version__ = "0.1.0"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from captum_embed.channel_filters import ChannelFilter
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import LayerExecution, layer_gradients, run_layer
+from captum_embed.map_functions import MapFunction, over_space, weighted_sum
 from captum_embed.weight_bank import WeightBank
 from captum_embed.weight_bank.compatibility import require_fit, require_same_layer
 
@@ -63,6 +64,8 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             Default: ``forward_func.encoder``.
         channel_filter: Maps grad-weights (N, C) to (N, C), see
             :mod:`captum_embed.channel_filters`. Default: identity.
+        map_func: Maps filtered weights (N, C) and activations (N, C, H, W) to maps
+            (N, 1, H, W), see :mod:`captum_embed.map_functions`. Default: the weighted sum.
 
     Raises:
         InputError: A bank is given, and no embedding function can be found.
@@ -93,12 +96,14 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         weight_bank: WeightBank | None = None,
         embedding_func: Callable[..., Tensor] | None = None,
         channel_filter: ChannelFilter | None = None,
+        map_func: MapFunction | None = None,
     ) -> None:
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
         self.weight_bank = weight_bank
         self.embedding_func = embedding_func
         self.channel_filter = channel_filter
+        self.map_func = map_func
         if weight_bank is not None:
             require_same_layer(weight_bank, self._embedding_func(), layer)
 
@@ -156,11 +161,18 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             >>> LayerAttribution.interpolate(maps, (8, 8), interpolate_mode="bilinear").shape
             torch.Size([2, 1, 8, 8])
         """
+        if not attr_dim_summation and self.map_func is not None:
+            raise InputError(
+                "attr_dim_summation=False asks for one map per channel, and map_func makes one "
+                "of all channels; leave one of them out"
+            )
 
         def map_of(weights: Tensor, activations: Tensor) -> Tensor:
-            weighed = _like_activations(self._filtered(weights), activations) * activations
-            if attr_dim_summation:
-                weighed = weighed.sum(dim=1, keepdim=True)
+            filtered = self._filtered(weights)
+            if not attr_dim_summation:
+                weighed = over_space(filtered, activations) * activations
+            else:
+                weighed = (self.map_func or weighted_sum)(filtered, activations)
             return F.relu(weighed) if relu_attributions else weighed
 
         return self._each_query(
@@ -373,10 +385,6 @@ def _split(tensors: _PerExecution, batch: int) -> _PerExecution:
     if times < 2 or rest or any(t.shape[0] != tensors[0][0].shape[0] for t in tensors[0]):
         return tensors
     return [list(parts) for parts in zip(*(t.split(batch) for t in tensors[0]), strict=True)]
-
-
-def _like_activations(weights: Tensor, activations: Tensor) -> Tensor:
-    return weights.reshape(weights.shape + (1,) * (activations.dim() - weights.dim()))
 
 
 def _packed(

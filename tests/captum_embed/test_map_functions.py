@@ -1,0 +1,82 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from captum_embed import EmbeddingLayerGradCam, map_functions
+from captum_embed.errors import InputError, LayerError
+
+
+def example(n=2, channels=3, rows=4, columns=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(n, channels, generator=generator),
+        torch.randn(n, channels, rows, columns, generator=generator),
+    )
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
+def test_each_is_the_formula_written_as_loops(n, channels, rows, columns):
+    w, a = example(n, channels, rows, columns)
+    total = map_functions.weighted_sum(w, a)
+    norm = map_functions.weighted_norm(w, a)
+    contrast = map_functions.background_contrast(power=0.5)(w, a)
+    for i in range(n):
+        ring = [
+            (r, c)
+            for r in range(rows)
+            for c in range(columns)
+            if r in (0, rows - 1) or c in (0, columns - 1)
+        ]
+        b = [sum(float(a[i, k, r, c]) for r, c in ring) / len(ring) for k in range(channels)]
+        for r in range(rows):
+            for c in range(columns):
+                terms = [(float(w[i, k]), float(a[i, k, r, c])) for k in range(channels)]
+                assert float(total[i, 0, r, c]) == pytest.approx(
+                    sum(x * y for x, y in terms), abs=1e-4
+                )
+                assert float(norm[i, 0, r, c]) == pytest.approx(
+                    sum(abs(x) * y * y for x, y in terms) ** 0.5, abs=1e-4
+                )
+                square = sum(abs(x) * (y - z) ** 2 for (x, y), z in zip(terms, b, strict=True))
+                assert float(contrast[i, 0, r, c]) == pytest.approx(square**0.5, abs=1e-3)
+
+
+def test_contrast_ignores_offsets_of_the_channels():
+    w, a = example()
+    offsets = torch.tensor([100.0, -50.0, 7.0]).view(1, 3, 1, 1)
+    contrast = map_functions.background_contrast()
+    torch.testing.assert_close(contrast(w, a + offsets), contrast(w, a), rtol=1e-3, atol=1e-3)
+
+
+def test_power_orders_no_two_places_anew():
+    w, a = example()
+    first, second = (map_functions.background_contrast(p)(w, a).flatten() for p in (1.0, 2.5))
+    assert torch.equal(first.argsort(), second.argsort())
+
+
+def test_map_func_replaces_the_weighted_sum():
+    layer = nn.Conv2d(3, 4, 3)
+    x = torch.randn(2, 3, 6, 6)
+
+    def forward(images):
+        return layer(images).tanh().mean((1, 2, 3))
+
+    plain = EmbeddingLayerGradCam(forward, layer)
+    normed = EmbeddingLayerGradCam(forward, layer, map_func=map_functions.weighted_norm)
+    expected = map_functions.weighted_norm(plain.grad_weights(x), layer(x).detach())
+    torch.testing.assert_close(normed.attribute(x), expected)
+    with pytest.raises(InputError, match="attr_dim_summation"):
+        normed.attribute(x, attr_dim_summation=False)
+
+
+@pytest.mark.parametrize("power", [0, -1, float("nan")])
+def test_power_must_be_above_zero(power):
+    with pytest.raises(InputError, match="above zero"):
+        map_functions.background_contrast(power)
+
+
+def test_layers_without_a_border_are_refused():
+    with pytest.raises(LayerError, match="no border"):
+        map_functions.background_contrast()(torch.ones(2, 3), torch.ones(2, 3))
