@@ -76,6 +76,8 @@ def choose_data(
     test_classes: ClassNumbers | None,
     folder: Path,
     seed: int,
+    *,
+    progress: bool,
 ) -> DataChoice:
     """The images of a run.
 
@@ -86,14 +88,13 @@ def choose_data(
         test_classes (ClassNumbers, optional): likewise its second half.
         folder (Path): where the embedded set is written.
         seed (int): of the embedded set.
+        progress (bool): show a bar while that is made.
 
     Raises:
         InputError: not that layout, a class without images, or classes not given.
     """
     if data == EMBEDDED:
-        root = folder / EMBEDDED
-        if not root.exists():
-            write_embedded(root, seed=seed)
+        root = write_embedded(folder / EMBEDDED, seed=seed, progress=progress)
     else:
         root = Path(data)
     everything = load_cub(root)

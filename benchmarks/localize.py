@@ -79,6 +79,7 @@ class LocalizeSettings:
     seed: int = setting("of everything drawn", default=0, parse=int)
     workers: int = setting("processes", default=1, parse=positive_int, changes_results=False)
     device: str = setting("cpu, cuda, or auto", default="auto", changes_results=False)
+    figures: bool = setting("draw the figures", default=True, changes_results=False)
     figure_rows: int = setting(
         "rows of the qualitative figure", default=4, parse=positive_int, changes_results=False
     )
@@ -115,6 +116,7 @@ def localize(settings: LocalizeSettings) -> Path:
         settings.test_classes,
         settings.output / "data",
         settings.seed,
+        progress=settings.progress,
     )
     run = RunFolder(settings.output, identity(settings, network, data))
     data = survey(data, progress=settings.progress)
@@ -232,23 +234,14 @@ def report(
         "threads": torch.get_num_threads(),
         "device": plan.device,
         "data": data.as_json(),
-        "counts": counts(images, plan.protocols),
+        "counts": counts(images, plan.protocols, unreadable=len(data.unreadable)),
         "methods": _about_methods(plan.methods, evaluator.unavailable),
         "summary": summarize(images, [*available, *FLOORS]),
         "images": images,
     }
     paths = write_results(run.path, results)
-    paths += write_curves(run.path, results)
-    bench = evaluator.benches.get("boxes") or next(iter(evaluator.benches.values()))
-    paths += write_qualitative(
-        run.path,
-        bench,
-        data,
-        [image["key"] for image in images if "protocols" in image],
-        method=settings.figure_method,
-        rows=settings.figure_rows,
-        seed=settings.seed,
-    )
+    if settings.figures:
+        paths += draw_figures(settings, results, evaluator, run, data)
     titles = {method["name"]: method["title"] for method in results["methods"]}
     print(f"\n{as_text(table_rows(results['summary'], titles))}\n")
     print(counts_text(results["counts"], results["data"]))
@@ -256,6 +249,26 @@ def report(
         print(f"not available: {titles[name]}: {reason}")
     print("\n" + "\n".join(str(path) for path in paths))
     return paths[0]
+
+
+def draw_figures(
+    settings: LocalizeSettings,
+    results: dict[str, Any],
+    evaluator: Evaluator,
+    run: RunFolder,
+    data: DataChoice,
+) -> list[Path]:
+    """The curve, and the qualitative figure of the boxes protocol, or of the first there is."""
+    bench = evaluator.benches.get("boxes") or next(iter(evaluator.benches.values()))
+    return write_curves(run.path, results) + write_qualitative(
+        run.path,
+        bench,
+        data,
+        [image["key"] for image in results["images"] if "protocols" in image],
+        method=settings.figure_method,
+        rows=settings.figure_rows,
+        seed=settings.seed,
+    )
 
 
 def _about_methods(chosen: tuple[str, ...], unavailable: dict[str, str]) -> list[dict[str, Any]]:

@@ -32,11 +32,19 @@ def shown(records: Iterable[Record], protocol: str) -> list[Record]:
     return [measured for measured in found if "left_out" not in measured]
 
 
-def counts(records: Sequence[Record], protocols: Sequence[str]) -> dict[str, Any]:
-    """How many images were measured, and why the others were not."""
+def counts(
+    records: Sequence[Record], protocols: Sequence[str], *, unreadable: int = 0
+) -> dict[str, Any]:
+    """How many images were measured, and why the others were not.
+
+    Args:
+        records (sequence of dict): of the test images.
+        protocols (sequence of str): of the run.
+        unreadable (int): training and test images that were dropped before.
+    """
     return {
         "images": len(records),
-        "unreadable": sum("unreadable" in record for record in records),
+        "unreadable": unreadable + sum("unreadable" in record for record in records),
         "measured": {name: len(shown(records, name)) for name in protocols},
         "left_out": {
             name: sum("left_out" in r.get("protocols", {}).get(name, {}) for r in records)
