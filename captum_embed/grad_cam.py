@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from captum._utils.common import (
     _format_additional_forward_args,
-    _format_tensor_into_tuples,
 )
 from captum.attr import LayerAttribution
 from captum.attr._utils.attribution import GradientAttribution
@@ -22,16 +21,16 @@ from torch import Tensor, nn
 
 from captum_embed.channel_filters import ChannelFilter
 from captum_embed.errors import InputError, LayerError
-from captum_embed.layer_executions import LayerExecution, layer_gradients, run_layer
+from captum_embed.layer_executions import (
+    LayerExecution,
+    checked_inputs,
+    layer_gradients,
+    run_layer,
+)
+from captum_embed.layer_results import Maps, PerExecution, packed, split_batches
 from captum_embed.map_functions import MapFunction, over_space, weighted_sum
 from captum_embed.weight_bank import WeightBank
 from captum_embed.weight_bank.compatibility import require_fit, require_same_layer
-
-# One tensor, one per execution of the layer, or (layers that return tuples) a tuple for each.
-Maps = Any
-
-# For each execution of the layer, for each tensor of it.
-_PerExecution = list[list[Tensor]]
 
 
 class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
@@ -106,6 +105,15 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         self.map_func = map_func
         if weight_bank is not None:
             require_same_layer(weight_bank, self._embedding_func(), layer)
+
+    @classmethod
+    def recommended(
+        cls, forward_func: Callable[..., Any], layer: nn.Module, *, weight_bank: WeightBank
+    ) -> EmbeddingLayerGradCam:
+        """The settings that localise best: :data:`captum_embed.recipes.RECOMMENDED`."""
+        from captum_embed.recipes import RECOMMENDED
+
+        return RECOMMENDED.grad_cam(forward_func, layer, weight_bank=weight_bank)
 
     @log_usage()
     def attribute(
@@ -245,7 +253,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         grad_kwargs: dict[str, Any] | None,
         num_neighbors: int,
     ) -> Maps:
-        queries = _checked_inputs(inputs)
+        queries = checked_inputs(inputs)
         arguments = _format_additional_forward_args(additional_forward_args)
         if self.weight_bank is None:
             if num_neighbors != 1:
@@ -256,7 +264,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             weights, activations = self._from_gradients(
                 queries, target, arguments, attribute_to_layer_input, grad_kwargs
             )
-            return _packed(weights, activations, result_of)
+            return packed(weights, activations, result_of)
         if target is not None or grad_kwargs is not None or attribute_to_layer_input:
             raise InputError(
                 "target, grad_kwargs and attribute_to_layer_input belong to gradients, and with a "
@@ -264,7 +272,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
                 "them out, or build EmbeddingLayerGradCam without a bank"
             )
         results = tuple(
-            _packed(*self._from_bank(query, arguments, num_neighbors), result_of)
+            packed(*self._from_bank(query, arguments, num_neighbors), result_of)
             for query in queries
         )
         return results if isinstance(inputs, tuple) else results[0]
@@ -276,7 +284,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         arguments: Any,
         attribute_to_layer_input: bool,
         grad_kwargs: dict[str, Any] | None,
-    ) -> tuple[_PerExecution, _PerExecution]:
+    ) -> tuple[PerExecution, PerExecution]:
         differentiable = bool(grad_kwargs and grad_kwargs.get("create_graph"))
         with torch.enable_grad():
             output, executions = run_layer(
@@ -298,11 +306,11 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         self._require_finite("grad-weights", weights)
         self._require_finite("activations", activations)
         batch = inputs[0].shape[0]
-        return _split(weights, batch), _split(activations, batch)
+        return split_batches(weights, batch), split_batches(activations, batch)
 
     def _from_bank(
         self, query: Tensor, arguments: Any, num_neighbors: int
-    ) -> tuple[_PerExecution, _PerExecution]:
+    ) -> tuple[PerExecution, PerExecution]:
         assert self.weight_bank is not None
         with torch.no_grad():
             embeddings, executions = run_layer(
@@ -321,9 +329,9 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             transferred = self.weight_bank.transfer(embeddings, num_neighbors)
             weights = [
                 list(transferred.to(each[0]).split([tensor.shape[1] for tensor in each], dim=1))
-                for each in _split(activations, query.shape[0])
+                for each in split_batches(activations, query.shape[0])
             ]
-        return weights, _split(activations, query.shape[0])
+        return weights, split_batches(activations, query.shape[0])
 
     def _embedding_func(self) -> Callable[..., Tensor]:
         if self.embedding_func is not None:
@@ -350,7 +358,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             )
         return filtered
 
-    def _require_finite(self, what: str, tensors: _PerExecution) -> None:
+    def _require_finite(self, what: str, tensors: PerExecution) -> None:
         if all(bool(torch.isfinite(tensor).all()) for each in tensors for tensor in each):
             return
         raise LayerError(
@@ -359,42 +367,5 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         )
 
 
-def _checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
-    formatted = _format_tensor_into_tuples(inputs)
-    if not formatted or not all(isinstance(tensor, Tensor) for tensor in formatted):
-        kinds = [type(item).__name__ for item in formatted or ()]
-        raise InputError(f"inputs hold {kinds}; expected a tensor or a tuple of tensors")
-    for place, tensor in enumerate(formatted):
-        if tensor.dim() == 0 or tensor.shape[0] == 0:
-            raise InputError(
-                f"input {place} has shape {tuple(tensor.shape)}; expected at least one example "
-                "along dimension 0"
-            )
-    return formatted
-
-
-def _activations(executions: Sequence[LayerExecution], *, detach: bool) -> _PerExecution:
+def _activations(executions: Sequence[LayerExecution], *, detach: bool) -> PerExecution:
     return [[t.detach() if detach else t for t in execution.tensors] for execution in executions]
-
-
-def _split(tensors: _PerExecution, batch: int) -> _PerExecution:
-    """One execution on k times the batch counts as k executions."""
-    if len(tensors) != 1:
-        return tensors
-    times, rest = divmod(tensors[0][0].shape[0], batch)
-    if times < 2 or rest or any(t.shape[0] != tensors[0][0].shape[0] for t in tensors[0]):
-        return tensors
-    return [list(parts) for parts in zip(*(t.split(batch) for t in tensors[0]), strict=True)]
-
-
-def _packed(
-    weights: _PerExecution,
-    activations: _PerExecution,
-    result_of: Callable[[Tensor, Tensor], Tensor],
-) -> Maps:
-    results = [
-        tuple(result_of(w, a) for w, a in zip(*each, strict=True))
-        for each in zip(weights, activations, strict=True)
-    ]
-    unpacked = [result if len(result) > 1 else result[0] for result in results]
-    return tuple(unpacked) if len(unpacked) > 1 else unpacked[0]

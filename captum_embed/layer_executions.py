@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from captum._utils.common import _run_forward, _sort_key_list
+from captum._utils.common import _format_tensor_into_tuples, _run_forward, _sort_key_list
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
@@ -31,6 +31,31 @@ class LayerExecution:
     def tensors(self) -> tuple[Tensor, ...]:
         """The layer's tensors, batches of all devices joined on the first one."""
         return _join(self.shards)
+
+
+def checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
+    """Inputs of a forward function as a tuple.
+
+    Args:
+        inputs: A tensor or a tuple of tensors, dimension 0 counting examples.
+
+    Returns:
+        The tensors, at least one.
+
+    Raises:
+        InputError: Something else, or no examples.
+    """
+    formatted = _format_tensor_into_tuples(inputs)
+    if not formatted or not all(isinstance(tensor, Tensor) for tensor in formatted):
+        kinds = [type(item).__name__ for item in formatted or ()]
+        raise InputError(f"inputs hold {kinds}; expected a tensor or a tuple of tensors")
+    for place, tensor in enumerate(formatted):
+        if tensor.dim() == 0 or tensor.shape[0] == 0:
+            raise InputError(
+                f"input {place} has shape {tuple(tensor.shape)}; expected at least one example "
+                "along dimension 0"
+            )
+    return formatted
 
 
 def run_layer(

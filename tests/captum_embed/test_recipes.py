@@ -1,0 +1,97 @@
+import inspect
+
+import pytest
+import torch
+from captum.attr import NoiseTunnel
+from torch import nn
+
+from captum_embed import EmbeddingLayerGradCam, TripletForward, WeightBank
+from captum_embed.errors import BankMismatchError, InputError
+from captum_embed.map_functions import background_contrast
+from captum_embed.recipes import PAPER, RECOMMENDED
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 60, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.fixture
+def bank():
+    generator = torch.Generator().manual_seed(1)
+    embeddings, weights = torch.randn(2, 80, 60, generator=generator)
+    return WeightBank(embeddings, weights)
+
+
+QUERIES = torch.randn(4, 3, 8, 9, generator=torch.Generator().manual_seed(2))
+
+
+def nearest(encoder, bank, k):
+    distances = torch.cdist(encoder(QUERIES).detach(), bank.embeddings)
+    return bank.weights[distances.argsort(dim=1)[:, :k]]
+
+
+def test_recommended_averages_the_sizes_of_the_weights_of_its_neighbours(encoder, bank):
+    grad_cam = EmbeddingLayerGradCam.recommended(
+        TripletForward(encoder), encoder[0], weight_bank=bank
+    )
+    weights = nearest(encoder, bank, RECOMMENDED.num_neighbors).abs().mean(1)
+    torch.testing.assert_close(grad_cam.grad_weights(QUERIES), weights)
+    expected = RECOMMENDED.map_func(weights, encoder[0](QUERIES).detach())
+    torch.testing.assert_close(grad_cam.attribute(QUERIES), expected)
+
+
+def test_paper_keeps_the_fifty_largest_weights_of_the_nearest_entry(encoder, bank):
+    grad_cam = PAPER.grad_cam(TripletForward(encoder), encoder[0], weight_bank=bank)
+    weights = nearest(encoder, bank, 1)[:, 0]
+    smallest = weights.argsort(dim=1)[:, :10]
+    kept = weights.scatter(1, smallest, 0.0)
+    expected = (kept[:, :, None, None] * encoder[0](QUERIES).detach()).sum(1, keepdim=True)
+    torch.testing.assert_close(grad_cam.attribute(QUERIES), expected)
+
+
+def test_a_bank_smaller_than_the_number_of_neighbours_is_averaged_whole(encoder, bank):
+    small = WeightBank(bank.embeddings[:7], bank.weights[:7])
+    grad_cam = RECOMMENDED.grad_cam(TripletForward(encoder), encoder[0], weight_bank=small)
+    expected = small.weights.abs().mean(0).expand(4, -1)
+    torch.testing.assert_close(grad_cam.grad_weights(QUERIES), expected)
+
+
+def test_number_of_neighbours_can_be_overridden(encoder, bank):
+    grad_cam = RECOMMENDED.grad_cam(TripletForward(encoder), encoder[0], weight_bank=bank)
+    torch.testing.assert_close(
+        grad_cam.grad_weights(QUERIES, num_neighbors=2), nearest(encoder, bank, 2).abs().mean(1)
+    )
+
+
+def test_noise_tunnel_runs_a_recipe(encoder, bank):
+    grad_cam = RECOMMENDED.grad_cam(TripletForward(encoder), encoder[0], weight_bank=bank)
+    tunnel = NoiseTunnel(grad_cam)
+    actual = tunnel.attribute(QUERIES, nt_samples=2, stdevs=0.0)
+    torch.testing.assert_close(actual, grad_cam.attribute(QUERIES))
+
+
+def test_the_drop_in_itself_is_unchanged_by_recipes(encoder, bank):
+    default = inspect.signature(EmbeddingLayerGradCam.attribute).parameters["num_neighbors"].default
+    assert default == 1
+    plain = EmbeddingLayerGradCam(TripletForward(encoder), encoder[0], weight_bank=bank)
+    weights = nearest(encoder, bank, 1)[:, 0]
+    expected = (weights[:, :, None, None] * encoder[0](QUERIES).detach()).sum(1, keepdim=True)
+    torch.testing.assert_close(plain.attribute(QUERIES), expected)
+
+
+def test_a_recipe_refuses_what_its_class_refuses(encoder, bank):
+    grad_cam = RECOMMENDED.grad_cam(TripletForward(encoder), encoder[0], weight_bank=bank)
+    with pytest.raises(InputError, match="target"):
+        grad_cam.attribute(QUERIES, target=0)
+    other = WeightBank(bank.embeddings, bank.weights, metadata={"layer": "2"})
+    with pytest.raises(BankMismatchError, match="layer '2'"):
+        RECOMMENDED.grad_cam(TripletForward(encoder), encoder[0], weight_bank=other)
+
+
+def test_background_contrast_is_what_recommended_uses(encoder, bank):
+    weights, activations = torch.rand(2, 5), torch.randn(2, 5, 6, 6)
+    torch.testing.assert_close(
+        RECOMMENDED.map_func(weights, activations), background_contrast(1.3)(weights, activations)
+    )
