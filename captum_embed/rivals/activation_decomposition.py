@@ -75,9 +75,10 @@ class ActivationDecomposition(LayerAttribution):
         InputError: Unknown pooling or similarity.
 
     Source: Zhu, Yang, Chen, Visual Explanation for Deep Metric Learning, IEEE TIP 2021
-        (arXiv 1909.12977), section III: "Decomposition" is the default, "Decomposition+Bias" is
-        ``include_bias=True``. Their published code also sets negative pairs to zero before
-        summing them: ``relu_pairs=True``.
+        (arXiv 1909.12977): "Decomposition" is the default, "Decomposition+Bias" is
+        ``include_bias=True``. Their published code (github.com/Jeff-Zilence/
+        Explain_Metric_Learning, ``Overall_map``) also sets negative pairs to zero before summing
+        them, ``relu_pairs=True``, and counts maxima that tie in full, each.
 
     Example::
 

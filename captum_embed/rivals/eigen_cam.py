@@ -13,8 +13,9 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_embed.errors import LayerError
-from captum_embed.layer_executions import run_layer
-from captum_embed.rivals.activations import input_tensors, map_each, require_finite
+from captum_embed.layer_executions import checked_inputs, run_layer
+from captum_embed.layer_results import Maps, packed, split_batches
+from captum_embed.rivals.activations import require_finite
 
 
 class EigenCAM(LayerAttribution):
@@ -43,7 +44,7 @@ class EigenCAM(LayerAttribution):
         center: Subtract each channel's mean over the positions of its image.
 
     Source: Muhammad, Yeasin, Eigen-CAM: Class Activation Map using Principal Components,
-        IJCNN 2020 (arXiv 2008.00299), section III.
+        IJCNN 2020 (arXiv 2008.00299).
 
     Example::
 
@@ -73,7 +74,7 @@ class EigenCAM(LayerAttribution):
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
         relu_attributions: bool = False,
-    ) -> Any:
+    ) -> Maps:
         """Maps of the inputs.
 
         Args:
@@ -102,7 +103,7 @@ class EigenCAM(LayerAttribution):
             >>> [tuple(one.shape) for one in maps]
             [(2, 1, 6, 6), (2, 1, 6, 6), (2, 1, 6, 6)]
         """
-        images = input_tensors(inputs)
+        images = checked_inputs(inputs)
         with torch.no_grad():
             _, executions = run_layer(
                 self.forward_func,
@@ -113,14 +114,15 @@ class EigenCAM(LayerAttribution):
                 device_ids=self.device_ids,
                 attribute_to_layer_input=attribute_to_layer_input,
             )
-            activations = [list(each.tensors) for each in executions]
+            activations = [list(execution.tensors) for execution in executions]
             require_finite("activations", self.layer, activations)
+            each = split_batches(activations, images[0].shape[0])
 
-            def map_of(activation: Tensor) -> Tensor:
+            def map_of(activation: Tensor, _: Tensor) -> Tensor:
                 map_ = _first_projection(activation, self.center)
                 return F.relu(map_) if relu_attributions else map_
 
-            return map_each(map_of, images[0].shape[0], activations)
+            return packed(each, each, map_of)
 
 
 def _first_projection(activations: Tensor, center: bool) -> Tensor:

@@ -76,10 +76,10 @@ class EmbeddingCAM(LayerAttribution):
     Raises:
         InputError: Unknown pooling.
 
-    Source: Bachhawat, Generalizing GradCAM for Embedding Networks, 2024 (arXiv 2402.00909),
-        section 3: normalized mean proxy and single-point proxy; the paper applies a ReLU to the
-        map (``relu_attributions=True``). Zhou et al., Learning Deep Features for Discriminative
-        Localization, CVPR 2016.
+    Source: Bachhawat, Generalizing GradCAM for Embedding Networks, 2024 (arXiv 2402.00909):
+        the dot product (equation 9), normalized mean proxy (11, 12) and single-point proxy;
+        Grad-CAM's ReLU on the map is ``relu_attributions=True``. Zhou et al., Learning Deep
+        Features for Discriminative Localization, CVPR 2016.
 
     Example::
 

@@ -13,8 +13,9 @@ from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_embed.layer_executions import layer_gradients, run_layer
-from captum_embed.rivals.activations import input_tensors, map_each, require_finite
+from captum_embed.layer_executions import checked_inputs, layer_gradients, run_layer
+from captum_embed.layer_results import Maps, packed, split_batches
+from captum_embed.rivals.activations import require_finite
 
 
 class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
@@ -41,7 +42,7 @@ class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
         device_ids: Device order, needed only if ``forward_func`` wraps a ``DataParallel`` model.
 
     Source: Jiang et al., LayerCAM: Exploring Hierarchical Class Activation Maps for
-        Localization, IEEE TIP 2021, section III. The paper applies a ReLU to the map
+        Localization, IEEE TIP 2021. The paper applies a ReLU to the map
         (``relu_attributions=True``), which changes nothing after an activation like ReLU.
 
     Example::
@@ -76,7 +77,7 @@ class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
         relu_attributions: bool = False,
         attr_dim_summation: bool = True,
         grad_kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> Maps:
         """Maps of the inputs.
 
         Args:
@@ -110,7 +111,7 @@ class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
             >>> layer_cam.attribute(images, additional_forward_args=references).shape
             torch.Size([2, 1, 6, 6])
         """
-        images = input_tensors(inputs)
+        images = checked_inputs(inputs)
         with torch.enable_grad():
             output, executions = run_layer(
                 self.forward_func,
@@ -133,4 +134,5 @@ class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
                 weighed = weighed.sum(dim=1, keepdim=True)
             return F.relu(weighed) if relu_attributions else weighed
 
-        return map_each(map_of, images[0].shape[0], gradients, activations)
+        batch = images[0].shape[0]
+        return packed(split_batches(gradients, batch), split_batches(activations, batch), map_of)
