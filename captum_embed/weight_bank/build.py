@@ -350,8 +350,8 @@ def _check_skipped(num_kept: int, num_images: int, forward: MetricForward) -> No
         )
     if num_images - num_kept > _MANY_SKIPPED * num_images:
         warnings.warn(
-            f"{num_images - num_kept} of {num_images} images have no tuple with a loss, carry no "
-            f"gradient, and get no entry ({settings}); for more entries {advice}",
+            f"{num_images - num_kept} of {num_images} images carry no gradient (as a rule because "
+            f"none of their tuples has a loss) and get no entry ({settings}); for more {advice}",
             stacklevel=3,
         )
 

@@ -4,7 +4,7 @@ A triplet or quadruplet loss grows with the distance from anchor to positive and
 negatives come nearer. So the M hardest triplets of an anchor lie among its M farthest positives
 and its M nearest negatives. Those quadruplets lie among the M farthest positives, the M first
 negatives whose best quadruplet is hardest, and of each of these the M nearest second negatives.
-Pairs are simply all compared.
+The hardest pairs are among the nearest and farthest of each kind.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Numbers of one temporary: 64 MiB in float64.
-_BLOCK_NUMBERS = 2**23
+# Numbers of one temporary: 8 MiB in float64, near the size of a cache.
+_BLOCK_NUMBERS = 2**20
 
 # Losses (...) of an anchor's embeddings (..., D) and references (..., D), broadcast. For pairs,
 # whether they are of one class (...) follows the reference.
@@ -27,16 +27,27 @@ Block = tuple[Tensor, Tensor, Tensor]
 
 
 def hardest_pairs(
-    loss: TupleLoss, embeddings: Tensor, labels: Tensor, count: int
+    loss: TupleLoss, embeddings: Tensor, labels: Tensor, count: int, *, cosine: bool
 ) -> Iterator[Block]:
-    """Blocks of anchors with their ``count`` hardest pairs; arguments as in the triplets."""
-    size = embeddings.numel()
+    """Blocks of anchors with their hardest pairs; arguments and yields as in the triplets.
+
+    The value of a pair may rise or fall with the distance, and otherwise if it is of one class.
+    """
+    space = _space(embeddings, cosine)
+    size = max(len(labels), 4 * count * embeddings.shape[1])
     for anchors in _blocks(torch.arange(len(labels), device=labels.device), size):
+        squared = _squared_distances(space, anchors)
         same = labels[anchors, None] == labels
-        losses = loss(embeddings[anchors, None], embeddings[None], same)
-        losses[torch.arange(len(anchors)), anchors] = -torch.inf
-        hardest, place = _largest(losses, count)
-        yield anchors, place[..., None], hardest > -torch.inf
+        candidates, real = [], []
+        for kind in (_without_self(same, anchors), ~same):
+            for sign in (1, -1):
+                near, index = _smallest((sign * squared).masked_fill(~kind, torch.inf), count)
+                candidates.append(index)
+                real.append(near < torch.inf)
+        index, exists = _each_once(torch.cat(candidates, dim=1), torch.cat(real, dim=1))
+        losses = loss(embeddings[anchors, None], embeddings[index], same.gather(1, index))
+        hardest, place = _largest(losses.masked_fill(~exists, -torch.inf), count)
+        yield anchors, index.gather(1, place)[..., None], hardest > -torch.inf
 
 
 def hardest_triplets(
@@ -46,7 +57,7 @@ def hardest_triplets(
 
     Args:
         loss: Loss of (anchor, positive, negative) embeddings, broadcasting.
-        embeddings: Shape (B, D), float64.
+        embeddings: Shape (B, D).
         labels: Shape (B,).
         count: Number of tuples M.
         cosine: The loss compares directions; otherwise Euclidean distances, squared or not.
@@ -55,7 +66,7 @@ def hardest_triplets(
         Each anchor once, in order: anchors (A,), reference indices (A, m, 2) with m <= M,
         hardest first, and (A, m) that is False where an anchor has fewer tuples.
     """
-    space = F.normalize(embeddings) if cosine else embeddings
+    space = _space(embeddings, cosine)
     size = max(len(labels), count * embeddings.shape[1], count * count)
     for anchors in _blocks(torch.arange(len(labels), device=labels.device), size):
         squared = _squared_distances(space, anchors)
@@ -82,7 +93,7 @@ def hardest_quadruplets(
     The two negatives differ in class from the anchor and from each other. Arguments and yields
     as in :func:`hardest_triplets`, with references (A, m, 3) and anchors class by class.
     """
-    space = F.normalize(embeddings) if cosine else embeddings
+    space = _space(embeddings, cosine)
     neighbors = _neighbors_of_other_classes(space, labels, count)
     for label in labels.unique():
         second, second_exists = _outside_class(neighbors, labels, label, count)
@@ -121,8 +132,13 @@ def _blocks(anchors: Tensor, numbers_each: int) -> Iterator[Tensor]:
     yield from anchors.split(max(1, _BLOCK_NUMBERS // numbers_each))
 
 
+def _space(embeddings: Tensor, cosine: bool) -> Tensor:
+    """Points whose Euclidean distances are in the order of the loss's distances."""
+    wide = embeddings.to(torch.float64)
+    return F.normalize(wide) if cosine else wide
+
+
 def _squared_distances(space: Tensor, anchors: Tensor) -> Tensor:
-    """Squared Euclidean distances (A, B): an order, for cosine distances too on the sphere."""
     norms = space.square().sum(1)
     return torch.addmm(norms[anchors, None] + norms, space[anchors], space.T, alpha=-2)
 
@@ -130,10 +146,21 @@ def _squared_distances(space: Tensor, anchors: Tensor) -> Tensor:
 def _farthest_positives(
     squared: Tensor, labels: Tensor, anchors: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    positive = labels[anchors, None] == labels
-    positive[torch.arange(len(anchors)), anchors] = False
+    positive = _without_self(labels[anchors, None] == labels, anchors)
     most = min(count, max(1, int(positive.sum(1).max())))
     return squared.masked_fill(~positive, -torch.inf).topk(most)
+
+
+def _without_self(mask: Tensor, anchors: Tensor) -> Tensor:
+    return mask.scatter(1, anchors[:, None], False)
+
+
+def _each_once(index: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows sorted by index, with all but the first of equal ones marked as absent."""
+    index = index.masked_fill(~exists, -1).sort(dim=1).values
+    first = torch.ones_like(exists)
+    first[:, 1:] = index[:, 1:] != index[:, :-1]
+    return index.clamp(min=0), first & (index >= 0)
 
 
 def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BankFileError(_no_manifest(folder)) from None
     except (ValueError, RecursionError) as error:
         raise BankFileError(f"{path} is not JSON ({error}); save the bank again") from error

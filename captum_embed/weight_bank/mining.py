@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -184,13 +183,17 @@ def _blocks(
     if mining == "hardest":
         mine: Any = {
             PAIR: hardest_pairs,
-            TRIPLET: partial(hardest_triplets, cosine=forward.distance == "cosine"),
-            QUADRUPLET: partial(hardest_quadruplets, cosine=forward.distance == "cosine"),
+            TRIPLET: hardest_triplets,
+            QUADRUPLET: hardest_quadruplets,
         }[forward.reference_roles]
         # Apple's GPUs have no float64.
         device = "cpu" if embeddings.device.type == "mps" else embeddings.device
         for block in mine(
-            forward.tuple_loss, embeddings.to(device, torch.float64), labels.to(device), num_tuples
+            forward.tuple_loss,
+            embeddings.to(device),
+            labels.to(device),
+            num_tuples,
+            cosine=forward.distance == "cosine",
         ):
             anchors, references, real = (part.to(labels.device) for part in block)
             yield anchors, references, real

@@ -16,6 +16,8 @@ from captum_embed.weight_bank.rows import StackedRows
 # Numbers of one float64 temporary: 64 MiB.
 _CHUNK_NUMBERS = 2**23
 _QUERIES_AT_ONCE = 1024
+# Of one temporary for differences: 1 MiB, which stays in cache.
+_PAIR_NUMBERS = 2**17
 
 
 def nearest_rows(
@@ -94,11 +96,15 @@ def _candidates(
 def _squared_distances(
     queries: Tensor, part: Tensor, query_of: Tensor, row_of: Tensor, chunk_numbers: int
 ) -> Tensor:
-    pairs_at_once = max(1, chunk_numbers // max(queries.shape[1], 1))
-    squared = [
-        (queries[q] - part[r]).square().sum(1)
-        for q, r in zip(query_of.split(pairs_at_once), row_of.split(pairs_at_once), strict=True)
-    ]
+    pairs_at_once = max(1, min(chunk_numbers, _PAIR_NUMBERS) // queries.shape[1])
+    # Allocated once: where many rows tie, there are many pairs.
+    buffers = queries.new_empty((2, pairs_at_once, queries.shape[1]))
+    squared = []
+    for q, r in zip(query_of.split(pairs_at_once), row_of.split(pairs_at_once), strict=True):
+        first, second = buffers[:, : len(q)]
+        torch.index_select(queries, 0, q, out=first)
+        torch.index_select(part, 0, r, out=second)
+        squared.append(first.sub_(second).square_().sum(1))
     # Infinity is kept for empty places.
     return torch.cat(squared).clamp(max=torch.finfo(torch.float64).max)
 

@@ -1,0 +1,303 @@
+import itertools
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from torch import Tensor, nn
+
+from captum_embed import PairForward, QuadrupletForward, TripletForward
+from captum_embed.errors import InputError
+from captum_embed.metric_forwards import MetricForward
+from captum_embed.weight_bank import hardest
+from captum_embed.weight_bank.mining import (
+    MinedTuples,
+    mine_tuples,
+    require_minable,
+    require_mining,
+    tuple_losses,
+)
+
+IDENTITY = nn.Identity()
+FORWARDS = [
+    TripletForward(IDENTITY, margin=0.5),
+    TripletForward(IDENTITY, margin=0.1, distance="euclidean"),
+    TripletForward(IDENTITY, margin=0.3, distance="cosine"),
+    PairForward(IDENTITY, margin=2.0),
+    PairForward(IDENTITY, "similarity"),
+    PairForward(IDENTITY, "distance", distance="cosine"),
+    QuadrupletForward(IDENTITY, margin=0.5, second_margin=0.3),
+    QuadrupletForward(IDENTITY, margin=0.1, second_margin=0.6, distance="euclidean"),
+    QuadrupletForward(IDENTITY, margin=0.3, second_margin=0.3, distance="cosine"),
+]
+
+
+def name(forward: MetricForward) -> str:
+    return f"{type(forward).__name__}-{getattr(forward, 'loss', '')}-{forward.distance}"
+
+
+def all_tuples(forward: MetricForward, labels: Tensor, anchor: int) -> list[tuple[int, ...]]:
+    def fits(references: tuple[int, ...]) -> bool:
+        classes = [int(labels[i]) for i in references]
+        own, others = int(labels[anchor]), []
+        for role, label in zip(forward.reference_roles, classes, strict=True):
+            if role == "same" and label != own:
+                return False
+            if role == "different":
+                if label == own or label in others:
+                    return False
+                others.append(label)
+        return anchor not in references
+
+    every = itertools.permutations(range(len(labels)), len(forward.reference_roles))
+    return [references for references in every if fits(references)]
+
+
+def loss_of(forward: MetricForward, e: Tensor, labels: Tensor, anchor: int, refs: Any) -> float:
+    arguments = [e[i] for i in refs]
+    if forward.reference_roles == ("any",):
+        arguments.append(labels[anchor] == labels[refs[0]])
+    return float(forward.tuple_loss(e[anchor], *arguments))
+
+
+def mined_losses(
+    forward: MetricForward, e: Tensor, labels: Tensor, tuples: MinedTuples, anchor: int
+) -> list[float]:
+    kept = tuples.references[anchor][tuples.active[anchor]].tolist()
+    assert len(set(map(tuple, kept))) == len(kept)
+    assert set(map(tuple, kept)) <= set(all_tuples(forward, labels, anchor))
+    return [loss_of(forward, e, labels, anchor, refs) for refs in kept]
+
+
+def check_hardest(forward: MetricForward, e: Tensor, labels: Tensor, count: int) -> None:
+    tuples = mine_tuples(forward, e, labels, num_tuples=count, mining="hardest", seed=0)
+    assert tuples.references.shape == (len(e), count, len(forward.reference_roles))
+    for anchor in range(len(e)):
+        losses = [
+            loss_of(forward, e, labels, anchor, refs)
+            for refs in all_tuples(forward, labels, anchor)
+        ]
+        expected = [loss for loss in sorted(losses, reverse=True)[:count] if loss != 0]
+        found = mined_losses(forward, e, labels, tuples, anchor)
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("block_numbers", [1, 2**20])
+@pytest.mark.parametrize("count", [1, 3, 12, 500])
+@pytest.mark.parametrize("forward", FORWARDS, ids=name)
+def test_hardest_tuples_are_those_of_a_loop_over_all(
+    forward: MetricForward, count: int, block_numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardest, "_BLOCK_NUMBERS", block_numbers)
+    generator = torch.Generator().manual_seed(count)
+    e = torch.randn(11, 3, generator=generator, dtype=torch.float64) / 2
+    labels = torch.tensor([4, 4, 7, 7, 9, 9, 9, 1, 1, 4, 7])
+    check_hardest(forward, e, labels, count)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_hardest_tuples_survive_ties_and_any_class_sizes(data: st.DataObject) -> None:
+    forward = data.draw(st.sampled_from(FORWARDS), label="forward")
+    sizes = data.draw(st.lists(st.integers(2, 3), min_size=3, max_size=4))
+    labels = torch.tensor([c for c, size in enumerate(sizes) for _ in range(size)])
+    labels = labels[torch.tensor(data.draw(st.permutations(range(len(labels)))))]
+    grid = st.integers(-1, 1).map(float)
+    rows = st.lists(grid, min_size=2, max_size=2)
+    e = torch.tensor(
+        data.draw(st.lists(rows, min_size=len(labels), max_size=len(labels))), dtype=torch.float64
+    )
+    check_hardest(forward, e, labels, data.draw(st.integers(1, 20)))
+
+
+@pytest.mark.parametrize("forward", FORWARDS, ids=name)
+def test_random_tuples_are_distinct_tuples_of_the_anchor(forward: MetricForward) -> None:
+    e = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 3, 3, 0])
+    for count in (1, 9, 1000):
+        tuples = mine_tuples(forward, e, labels, num_tuples=count, mining="random", seed=3)
+        for anchor in range(12):
+            found = mined_losses(forward, e, labels, tuples, anchor)
+            every = [
+                loss_of(forward, e, labels, anchor, refs)
+                for refs in all_tuples(forward, labels, anchor)
+            ]
+            assert len(found) <= min(count, len(every))
+            if count == 1000:  # all there are, and so all that have a loss
+                assert sorted(found) == pytest.approx(sorted(x for x in every if x != 0))
+
+
+@pytest.mark.parametrize("forward", [FORWARDS[0], FORWARDS[4], FORWARDS[6]], ids=name)
+def test_random_tuples_are_uniform(forward: MetricForward) -> None:
+    from captum_embed.weight_bank.random_tuples import RandomTuples
+
+    labels = torch.tensor([5, 6, 6, 5, 8, 6, 8, 9])
+    draw = RandomTuples(labels, forward.reference_roles)
+    generator = torch.Generator().manual_seed(0)
+    for anchor in (0, 5):
+        every = all_tuples(forward, labels, anchor)
+        counts = Counter(
+            tuple(refs) for _ in range(600) for refs in draw(anchor, 3, generator).tolist()
+        )
+        assert set(counts) <= set(every)
+        assert chisquare([counts[refs] for refs in every]).pvalue > 1e-3
+
+
+def test_random_tuples_depend_on_seed_and_anchor_alone() -> None:
+    forward = TripletForward(IDENTITY, margin=100.0)
+    e = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 4
+
+    def mine(seed: int) -> Tensor:
+        state = torch.get_rng_state()
+        tuples = mine_tuples(forward, e, labels, num_tuples=5, mining="random", seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert tuples.active.all()
+        return tuples.references
+
+    torch.manual_seed(1)
+    first = mine(0)
+    torch.manual_seed(2)
+    assert torch.equal(mine(0), first)
+    assert not torch.equal(mine(1), first)
+    assert not torch.equal(first[0], first[4])  # same class, same tuples but for themselves
+
+
+def test_only_tuples_with_a_loss_are_active() -> None:
+    e = torch.tensor([[0.0], [0.1], [5.0], [0.2], [5.1]])
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    tuples = mine_tuples(
+        TripletForward(IDENTITY, margin=0.2), e, labels, num_tuples=9, mining="hardest", seed=0
+    )
+    # Of image 0 only (1, 3) violates the margin, of its other tuples none.
+    assert tuples.references[0][tuples.active[0]].tolist() == [[1, 3]]
+    assert tuples.active.any(1).tolist() == [True, True, False, True, False]
+
+
+def test_half_precision_embeddings_are_compared_in_single() -> None:
+    generator = torch.Generator().manual_seed(0)
+    e = torch.randn(12, 4, generator=generator).half()
+    labels = torch.arange(12) % 3
+    forward = TripletForward(IDENTITY)
+    half, single = (
+        mine_tuples(forward, each, labels, num_tuples=4, mining="hardest", seed=0)
+        for each in (e, e.float())
+    )
+    assert torch.equal(half.references, single.references)
+
+
+def test_a_callable_chooses_the_tuples() -> None:
+    calls = []
+
+    def mine(anchor: int, e: Tensor, labels: Tensor, count: int, generator: Any) -> Tensor:
+        calls.append((anchor, tuple(e.shape), labels.tolist(), count, generator.initial_seed()))
+        one = torch.tensor([[(anchor + 2) % 4, (anchor + 1) % 4]])
+        return one[: anchor % 2]
+
+    e = torch.zeros(4, 3)
+    labels = torch.tensor([0, 1, 0, 1])
+    tuples = mine_tuples(
+        TripletForward(IDENTITY),
+        e,
+        labels,
+        num_tuples=3,
+        mining=mine,
+        seed=0,
+    )
+    assert tuples.active.tolist() == [[False] * 3, [True, False, False]] * 2
+    assert tuples.references[1, 0].tolist() == [3, 2]
+    assert [call[:4] for call in calls] == [(i, (4, 3), [0, 1, 0, 1], 3) for i in range(4)]
+    assert len({call[4] for call in calls}) == 4
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([[2, 1]], "returned list for image 0"),
+        (torch.tensor([[2.0, 1.0]]), r"torch\.float32 of shape \(1, 2\)"),
+        (torch.tensor([2, 1]), r"shape \(2,\) for image 0; expected integers \(M, 2\)"),
+        (torch.tensor([[2, 1, 1]]), r"shape \(1, 3\)"),
+        (torch.tensor([[2, 1]] * 4), "M at most num_tuples, which is 3"),
+        (torch.tensor([[2, 4]]), "indices from 2 to 4 for image 0; expected 0 to 3"),
+        (torch.tensor([[-2, 1]]), "indices from -2 to 1"),
+        (torch.tensor([[0, 1]]), "image 0 as a reference of itself"),
+        (torch.tensor([[1, 3]]), "reference 1, an image that is not of the 'same' role"),
+        (torch.tensor([[2, 1], [2, 2]]), "reference 2, an image that is not of the 'different'"),
+    ],
+)
+def test_what_a_callable_returns_is_checked(returned: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        mine_tuples(
+            TripletForward(IDENTITY),
+            torch.zeros(4, 3),
+            torch.tensor([0, 1, 0, 1]),
+            num_tuples=3,
+            mining=lambda *arguments: returned,
+            seed=0,
+        )
+
+
+def test_losses_are_those_of_the_forward_and_differentiable_in_the_anchor_alone() -> None:
+    e = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    references = torch.tensor([[[1, 3], [2, 4]]] * 6)
+    anchors = torch.tensor([0])
+    own = e[anchors].detach().requires_grad_()
+    forward = TripletForward(IDENTITY, margin=9.0)
+    losses = tuple_losses(forward, own, e.detach(), labels, anchors, references)
+    expected = [loss_of(forward, e.detach(), labels, 0, refs) for refs in ([1, 3], [2, 4])]
+    assert losses[0].tolist() == pytest.approx(expected, rel=1e-5)
+    losses.sum().backward()
+    torch.testing.assert_close(own.grad, 2 * (e[3] + e[4] - e[1] - e[2]).detach()[None])
+
+
+@pytest.mark.parametrize(
+    ("forward", "labels", "message"),
+    [
+        (FORWARDS[0], [3, 3, 3], r"1 class\(es\), \[3\]; .*need 2"),
+        (FORWARDS[0], [3, 3, 8, 4, 4], r"class\(es\) \[8\] have a single image"),
+        (FORWARDS[6], [3, 3, 8, 8], r"2 class\(es\), \[3, 8\]; .*need 3"),
+        (FORWARDS[3], [3], "one image"),
+    ],
+)
+def test_labels_that_leave_an_image_without_tuples_are_refused(
+    forward: MetricForward, labels: list[int], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        require_minable(forward, torch.tensor(labels))
+
+
+def test_pairs_need_neither_two_classes_nor_two_images_of_one() -> None:
+    require_minable(FORWARDS[3], torch.tensor([3, 3]))
+    require_minable(FORWARDS[3], torch.tensor([3, 4]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, "hardest", 0), "num_tuples is 0"),
+        ((1.5, "hardest", 0), "num_tuples is 1.5"),
+        ((True, "hardest", 0), "num_tuples is True"),
+        ((5, "hardest", -1), "seed is -1"),
+        ((5, "hardest", None), "seed is None"),
+        ((5, "semi-hard", 0), "mining is 'semi-hard'"),
+        ((5, None, 0), "mining is None"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        require_mining(FORWARDS[0], *arguments)
+
+
+def test_other_roles_need_a_callable() -> None:
+    class TwoPositives(MetricForward):
+        reference_roles = ("same", "same")
+
+    with pytest.raises(InputError, match=r"TwoPositives has reference_roles .*pass a callable"):
+        require_mining(TwoPositives(IDENTITY), 5, "hardest", 0)
+    require_mining(TwoPositives(IDENTITY), 5, lambda *arguments: None, 0)
+    with pytest.raises(InputError, match="MetricForward has reference_roles"):
+        require_mining(MetricForward(IDENTITY), 5, lambda *arguments: None, 0)
