@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 from benchmarks.datasets.records import ImageRecord, UnreadableImageError
 from benchmarks.methods import (
+    BankSpec,
     Explainer,
     Method,
     MethodUnavailableError,
     Query,
     Subject,
+    distinct_banks,
     heatmap,
     select,
 )
-from benchmarks.networks import build_network, find_layer
+from benchmarks.networks import build_network, find_layer, named_layer
 from benchmarks.preparation import MinedQueries, ProtocolCache
 from benchmarks.protocols import PROTOCOLS, EvaluationProtocol, Frame, Measures
 from captum_embed import TripletForward, WeightBank
@@ -74,8 +76,19 @@ class Bench:
         self.device = torch.device(plan.device)
         self.network = forward.encoder
         self.queries = MinedQueries.load(cache.queries) if cache.queries.exists() else None
-        self.bank = WeightBank.load(cache.bank) if cache.bank.exists() else None
-        self.subject = Subject(forward, layer, self.bank, plan.num_neighbors)
+        banks = {
+            spec: WeightBank.load(cache.bank(spec)) for spec in distinct_banks(select(plan.methods))
+        }
+        self.subject = Subject(
+            forward,
+            layer,
+            banks.get(BankSpec()),
+            plan.num_neighbors,
+            other_banks=banks,
+            other_layers={
+                spec.layer: named_layer(forward.encoder, layer, spec.layer) for spec in banks
+            },
+        )
         self.explainers: dict[str, tuple[Method, Explainer]] = {}
         self.unavailable: dict[str, str] = {}
         for method in select(plan.methods):

@@ -15,8 +15,8 @@ from benchmarks.data_choice import DataChoice, choose_data, survey
 from benchmarks.evaluation import EvaluationPlan, Evaluator, sample
 from benchmarks.files import require_writable_folder
 from benchmarks.localize_figures import write_curves, write_qualitative
-from benchmarks.methods import select
-from benchmarks.networks import DEFAULT_NETWORK, build_network, find_layer
+from benchmarks.methods import distinct_banks, select
+from benchmarks.networks import DEFAULT_NETWORK, build_network, find_layer, named_layer
 from benchmarks.parallel import evaluate_all
 from benchmarks.preparation import ProtocolCache, ShownImages, mine_queries, prepare_bank
 from benchmarks.protocols import PROTOCOLS
@@ -85,7 +85,7 @@ class LocalizeSettings:
     )
     figure_method: str = setting(
         "transfer method of the qualitative figure",
-        default="ours_transfer_absolute",
+        default="ours_recommended",
         changes_results=False,
     )
     progress: bool = setting("show progress bars", default=True, changes_results=False)
@@ -184,14 +184,14 @@ def prepare(
                 seed=settings.seed,
                 progress=settings.progress,
             ).save(cache.queries)
-        if any(method.needs_bank for method in methods):
+        for spec in distinct_banks(methods):
             prepare_bank(
-                cache,
+                cache.bank(spec),
                 forward,
-                layer,
+                named_layer(forward.encoder, layer, spec.layer),
                 ShownImages(data.train.records, PROTOCOLS[name]),
-                num_tuples=settings.num_tuples,
-                mining=settings.mining,
+                num_tuples=spec.num_tuples or settings.num_tuples,
+                mining=spec.mining or settings.mining,
                 seed=settings.seed,
                 progress=settings.progress,
             )

@@ -17,6 +17,7 @@ from benchmarks.evaluation import Bench
 from benchmarks.methods import METHODS, Method, heatmap
 from benchmarks.metrics.localization import PAPER_THRESHOLD, THRESHOLDS, threshold_sweep
 from benchmarks.report.figures import Panel, curve_lines, draw_curves, draw_rows, save_figure
+from captum_embed import WeightBank
 
 
 def write_curves(folder: Path, results: Mapping[str, Any]) -> list[Path]:
@@ -45,24 +46,26 @@ def write_qualitative(
 
     Args:
         folder (Path): of the run.
-        bench (Bench): of one protocol; without a bank there is no figure.
+        bench (Bench): of one protocol.
         data (DataChoice): of the run.
         measured (sequence of str): keys of the test images to draw from.
-        method (str): a transfer method.
+        method (str): a transfer method; without it in the run there is no figure.
         rows (int): test images, of as many classes as there are, drawn from the seed.
         seed (int): of the draw.
 
     Returns:
         list of Path: of the figure, or empty.
     """
-    if bench.bank is None or bench.bank.keys is None or not METHODS[method].needs_bank:
+    spec = METHODS[method].bank
+    if spec is None or method not in bench.explainers:
         return []
+    bank = bench.subject.needed_bank(spec)
     keys = set(measured)
     records = [record for record in data.test.records if record.key in keys]
     training = {record.key: record for record in data.train.records}
     pairs = []
     for record in _one_of_each_class(records, rows, seed):
-        neighbor = training[_nearest_key(bench, record)]
+        neighbor = training[_nearest_key(bench, bank, record)]
         panels = [_panel(bench, METHODS[method], one) for one in (neighbor, record)]
         pairs.append((panels[0], panels[1]))
     if not pairs:
@@ -88,12 +91,11 @@ def _one_of_each_class(records: Sequence[ImageRecord], count: int, seed: int) ->
 
 
 @torch.no_grad()
-def _nearest_key(bench: Bench, record: ImageRecord) -> str:
-    assert bench.bank is not None
-    assert bench.bank.keys is not None
+def _nearest_key(bench: Bench, bank: WeightBank, record: ImageRecord) -> str:
+    assert bank.keys is not None
     image = bench.protocol.show(load_rgb(record))
-    _, indices = bench.bank.search(bench.network(image[None].to(bench.device)).cpu())
-    return bench.bank.keys[int(indices[0, 0])]
+    _, indices = bank.search(bench.network(image[None].to(bench.device)).cpu())
+    return bank.keys[int(indices[0, 0])]
 
 
 def _panel(bench: Bench, method: Method, record: ImageRecord) -> Panel:

@@ -49,6 +49,12 @@ class EmbeddingNetwork(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1) if pool is None else pool
         self.head = head
 
+    @property
+    def recommended_layer(self) -> nn.Module:
+        """Output of the last block, where the activation behind it can be left out."""
+        blocks = getattr(self.features, "blocks", self.features)
+        return blocks if isinstance(blocks, nn.Module) else self.features
+
     def unnormalized(self, activations: Tensor) -> Tensor:
         """The embeddings of activations (N, C, h, w) before the L2 norm, (N, D)."""
         embeddings: Tensor = self.head(self.pool(activations).flatten(1))
@@ -270,3 +276,22 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
         f"the network has no layer {name!r}; "
         + (f"beside it there are: {', '.join(near)}" if near else f"try {list(modules)[1:6]}")
     )
+
+
+def named_layer(network: nn.Module, chosen: nn.Module, name: str) -> nn.Module:
+    """The layer of a method: the run's, the one a network recommends, or one by dotted name.
+
+    Args:
+        network (nn.Module): one without a ``recommended_layer`` recommends the run's.
+        chosen (nn.Module): the run's.
+        name (str): ``"chosen"``, ``"recommended"``, or a dotted name.
+
+    Raises:
+        LayerError: see `find_layer`.
+    """
+    if name == "chosen":
+        return chosen
+    if name == "recommended":
+        recommended = getattr(network, "recommended_layer", chosen)
+        return recommended if isinstance(recommended, nn.Module) else chosen
+    return find_layer(network, name)

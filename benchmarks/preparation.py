@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.datasets.records import ImageRecord, load_rgb
 from benchmarks.files import write_atomically
+from benchmarks.methods import BankSpec
 from benchmarks.networks import read_safetensors
 from benchmarks.protocols import EvaluationProtocol
 from captum_embed import TripletForward, WeightBank, build_weight_bank
@@ -148,16 +149,15 @@ class ProtocolCache:
     def queries(self) -> Path:
         return self.folder / "queries.safetensors"
 
-    @property
-    def bank(self) -> Path:
-        return self.folder / "bank"
+    def bank(self, spec: BankSpec) -> Path:
+        return self.folder / spec.folder_name
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def prepare_bank(
-    cache: ProtocolCache,
+    path: Path,
     forward: TripletForward,
     layer: nn.Module,
     images: ShownImages,
@@ -168,8 +168,8 @@ def prepare_bank(
     progress: bool,
 ) -> WeightBank:
     """The bank of the training images: read from the cache, or built and put there."""
-    if cache.bank.exists():
-        return WeightBank.load(cache.bank)
+    if path.exists():
+        return WeightBank.load(path)
     bank: WeightBank = build_weight_bank(
         forward,
         layer,
@@ -181,5 +181,5 @@ def prepare_bank(
         keys=[record.key for record in images.records],
         progress=progress,
     )
-    bank.save(cache.bank)
+    bank.save(path)
     return bank

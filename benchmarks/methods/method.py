@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
@@ -15,6 +15,32 @@ class MethodUnavailableError(Exception):
     """This method cannot serve this network; the message is the reason, shown in the table."""
 
 
+CHOSEN_LAYER = "chosen"
+RECOMMENDED_LAYER = "recommended"
+
+
+@dataclass(frozen=True)
+class BankSpec:
+    """Which weight bank a method borrows from; equal specs share one bank.
+
+    Args:
+        layer (str): ``"chosen"``, the layer of the run; ``"recommended"``, the one that the
+            recommended recipe is meant for; or a dotted name.
+        num_tuples (int, optional): per training image; None: as the run says.
+        mining (str, optional): ``"hardest"`` or ``"random"``; None: as the run says.
+    """
+
+    layer: str = CHOSEN_LAYER
+    num_tuples: int | None = None
+    mining: Literal["hardest", "random"] | None = None
+
+    @property
+    def folder_name(self) -> str:
+        """Of the bank in the cache."""
+        parts = [self.layer, self.num_tuples, self.mining]
+        return "-".join(["bank", *(str(part) for part in parts if part is not None)])
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is explained: the same for every method of a run.
@@ -22,23 +48,36 @@ class Subject:
     Args:
         forward (TripletForward): the metric loss; ``forward.encoder`` is the network.
         layer (nn.Module): the layer that layer methods explain, output (N, C, h, w).
-        bank (WeightBank, optional): grad-weights of the training images.
+        bank (WeightBank, optional): grad-weights of the training images at that layer.
         num_neighbors (int): bank entries that a query borrows from, unless a method says.
+        other_banks (Mapping): banks of other layers or tuples, by what was asked for.
+        other_layers (Mapping): the layers of those banks, by name.
+        budget (int): evaluations per image of the methods that take many, see
+            `benchmarks.methods.budget`.
+        seed (int): of the methods that draw; each image's draws depend on it and on the image.
     """
 
     forward: TripletForward
     layer: nn.Module
     bank: WeightBank | None = None
     num_neighbors: int = 1
+    other_banks: Mapping[BankSpec, WeightBank] = field(default_factory=dict)
+    other_layers: Mapping[str, nn.Module] = field(default_factory=dict)
+    budget: int = 200
+    seed: int = 0
 
     @property
     def network(self) -> nn.Module:
         return self.forward.encoder
 
-    def needed_bank(self) -> WeightBank:
-        if self.bank is None:
+    def needed_bank(self, spec: BankSpec | None = None) -> WeightBank:
+        bank = self.bank if spec in (None, BankSpec()) else self.other_banks.get(spec)
+        if bank is None:
             raise MethodUnavailableError("no weight bank was built for this run")
-        return self.bank
+        return bank
+
+    def layer_of(self, spec: BankSpec) -> nn.Module:
+        return self.layer if spec.layer == CHOSEN_LAYER else self.other_layers[spec.layer]
 
 
 @dataclass(frozen=True)
@@ -77,7 +116,7 @@ class Method:
         build (Callable): a `Subject` to an `Explainer`; raises `MethodUnavailableError` where it
             cannot serve the network.
         cost (str): ``"fast"``: a few passes per image; ``"slow"``: tens to thousands.
-        needs_bank (bool): uses `Subject.bank`.
+        bank (BankSpec, optional): the bank it borrows from, if it does.
         needs_tuples (bool): uses `Query.references`, which are mined with labels.
         map_power (float): exponent of the map after ReLU, resizing and division by its maximum;
             0.5 is the square root.
@@ -89,6 +128,15 @@ class Method:
     explains: str
     build: Callable[[Subject], Explainer]
     cost: Literal["fast", "slow"] = "fast"
-    needs_bank: bool = False
+    bank: BankSpec | None = None
     needs_tuples: bool = True
     map_power: float = 1.0
+
+    @property
+    def needs_bank(self) -> bool:
+        return self.bank is not None
+
+
+def distinct_banks(methods: Iterable[Method]) -> list[BankSpec]:
+    """The banks that methods borrow from, each once."""
+    return list(dict.fromkeys(method.bank for method in methods if method.bank is not None))

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from benchmarks.methods.method import Explainer, Method, Query, Subject
+from benchmarks.methods.method import (
+    CHOSEN_LAYER,
+    RECOMMENDED_LAYER,
+    BankSpec,
+    Explainer,
+    Method,
+    Query,
+    Subject,
+)
 from captum_embed import EmbeddingLayerGradCam, channel_filters
 from captum_embed.channel_filters import ChannelFilter
+from captum_embed.recipes import PAPER, RECOMMENDED, Recipe
 
 
 def gradient(
@@ -53,13 +62,36 @@ def transfer(
         "ours",
         "grad-weights transferred from the nearest training images",
         build,
-        needs_bank=True,
+        bank=BankSpec(),
         needs_tuples=False,
         map_power=map_power,
     )
 
 
+def recipe(name: str, title: str, chosen: Recipe, layer: str) -> Method:
+    """A named recipe of the library, with a bank built as it says."""
+    spec = BankSpec(layer, chosen.num_tuples, chosen.mining)
+
+    def build(subject: Subject) -> Explainer:
+        grad_cam = chosen.grad_cam(
+            subject.forward, subject.layer_of(spec), weight_bank=subject.needed_bank(spec)
+        )
+        return lambda query: grad_cam.attribute(query.image)
+
+    return Method(
+        name,
+        title,
+        "ours",
+        f"grad-weights transferred from {chosen.num_neighbors} nearest training images",
+        build,
+        bank=spec,
+        needs_tuples=False,
+    )
+
+
 METHODS = (
+    recipe("ours_recommended", "Ours, recommended", RECOMMENDED, RECOMMENDED_LAYER),
+    recipe("ours_paper", "Ours, as the paper", PAPER, CHOSEN_LAYER),
     gradient("ours_gradient_1", "Ours, gradient, 1 tuple", 1),
     gradient("ours_gradient_50", "Ours, gradient, all tuples", None),
     transfer("ours_transfer", "Ours, transfer"),

@@ -5,11 +5,21 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam, Saliency
 from torch import Tensor, nn
 
-from benchmarks.methods import METHODS, MethodUnavailableError, Query, Subject, heatmap, select
+from benchmarks.methods import (
+    METHODS,
+    BankSpec,
+    MethodUnavailableError,
+    Query,
+    Subject,
+    distinct_banks,
+    heatmap,
+    select,
+)
 from benchmarks.methods.reductions import channel_norm, channel_sum, colour_magnitude
 from benchmarks.networks import EmbeddingNetwork
 from captum_embed import TripletForward, WeightBank
 from captum_embed.errors import InputError
+from captum_embed.recipes import RECOMMENDED
 
 CHANNELS, WIDTH, TUPLES = 60, 6, 5
 
@@ -24,7 +34,14 @@ def subject() -> Subject:
         network = EmbeddingNetwork(features, nn.Linear(CHANNELS, WIDTH, bias=False)).eval()
         network.requires_grad_(False)
         bank = WeightBank(F.normalize(torch.randn(12, WIDTH), dim=1), torch.randn(12, CHANNELS))
-    return Subject(TripletForward(network, margin=0.2), network.features, bank)
+    specs = distinct_banks(METHODS.values())
+    return Subject(
+        TripletForward(network, margin=0.2),
+        network.features,
+        bank,
+        other_banks=dict.fromkeys(specs, bank),
+        other_layers={spec.layer: network.features for spec in specs},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +227,26 @@ def test_methods_are_chosen_by_name_and_by_group() -> None:
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"unknown method grad_cam; known: fast, all, ours_"):
         select(["saliency", "grad_cam"])
+
+
+def test_a_recipe_explains_the_layer_its_bank_was_built_for(subject: Subject, query: Query) -> None:
+    spec = METHODS["ours_recommended"].bank
+    assert spec is not None
+    earlier = subject.network.features[0]
+    small = WeightBank(subject.needed_bank().embeddings, torch.rand(12, 8))
+    other = Subject(
+        subject.forward,
+        subject.layer,
+        subject.bank,
+        other_banks={spec: small},
+        other_layers={spec.layer: earlier},
+    )
+    expected = RECOMMENDED.grad_cam(subject.forward, earlier, weight_bank=small)
+    actual = METHODS["ours_recommended"].build(other)(query)
+    torch.testing.assert_close(actual, expected.attribute(query.image))
+
+
+def test_equal_bank_specs_share_a_bank_and_others_do_not() -> None:
+    specs = distinct_banks(METHODS.values())
+    assert len(specs) == len(set(specs)) == len({spec.folder_name for spec in specs})
+    assert BankSpec() in specs
