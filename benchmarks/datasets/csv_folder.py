@@ -43,7 +43,7 @@ def load_csv(root: Path | str) -> ImageSet:
     """
     path = _find_table(Path(root))
     rows = list(_read_rows(path))
-    numbers = _number_classes(sorted({row["label"] for _, row in rows}))
+    numbers = _number_classes(sorted({row["label"] for _, row in rows}), path)
     folder = path.parent
     records: list[ImageRecord] = []
     lines: dict[str, int] = {}
@@ -123,10 +123,17 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise DatasetError(f"{path}, line 1: column {', '.join(repeated)} comes twice")
 
 
-def _number_classes(labels: list[str]) -> dict[str, int]:
-    if all(label.isascii() and label.isdigit() for label in labels):
-        return {label: int(label) for label in labels}
-    return {label: number for number, label in enumerate(labels, start=1)}
+def _number_classes(labels: list[str], path: Path) -> dict[str, int]:
+    if not all(label.isascii() and label.isdigit() for label in labels):
+        return {label: number for number, label in enumerate(labels, start=1)}
+    spellings: dict[int, str] = {}
+    for label in labels:
+        if (first := spellings.setdefault(int(label), label)) != label:
+            raise DatasetError(
+                f"{path}: the labels {first!r} and {label!r} are the same class number; write it "
+                "in one way"
+            )
+    return {label: number for number, label in spellings.items()}
 
 
 def _find_mask(folder: Path, name: str, source: str) -> Path | None:
