@@ -1,0 +1,1 @@
+"""Figures of merit for heatmaps: pure functions of arrays, without model or data set."""

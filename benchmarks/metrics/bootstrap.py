@@ -1,0 +1,183 @@
+"""Percentile bootstrap over images: how far a figure would move with another sample of images.
+
+Every figure here is a statistic of means over images: an accuracy is a mean, the best threshold's
+accuracy the maximum of a mean curve, PxAP a function of the mean histogram. So a resample is a
+vector of counts, all resamples are one matrix product with the images' values, and a statistic
+that chooses (a best threshold) chooses anew in each resample.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from captum_embed.errors import InputError
+
+NUM_RESAMPLES = 5000
+CONFIDENCE = 0.95
+# Resamples are drawn in blocks of about this many numbers, to bound memory.
+BLOCK_SIZE = 4_000_000
+
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its bootstrap confidence interval; arrays for a curve, of shape (...).
+
+    Attributes:
+        estimate: of all images.
+        low: lower end.
+        high: upper end.
+    """
+
+    estimate: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    def as_floats(self) -> tuple[float, float, float]:
+        """(estimate, low, high) of a single figure, for a table or JSON."""
+        return float(self.estimate), float(self.low), float(self.high)
+
+
+def mean_itself(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means over images as they are: the statistic of a plain mean or curve."""
+    return means
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Statistic = mean_itself,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Interval:
+    """Confidence interval of a statistic of the mean over images.
+
+    Args:
+        values: (N, ...), one entry for each image: a score, a curve of correct answers (N, T),
+            a pair of histograms. Images that were left out are not in it.
+        statistic: maps means of shape (R, ...), R resamples, to (R, ...); for instance
+            ``pxap.pxap``, or the maximum of a curve.
+        num_resamples: how often N images are drawn with replacement.
+        confidence: coverage, between 0 and 1.
+        seed: of a generator of its own; equal seeds and N draw equal resamples.
+
+    Returns:
+        Estimate and interval, each in the shape of one statistic.
+
+    Raises:
+        InputError: no images, NaN or infinite values, or a setting out of range.
+
+    Source:
+        Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3 (percentile
+        interval).
+
+    Example:
+        >>> bootstrap_interval([0.0, 1.0, 1.0, 1.0], num_resamples=100).as_floats()
+        (0.75, 0.25, 1.0)
+    """
+    images = _check_values(values)
+    _check_settings(num_resamples, confidence)
+    estimate, resampled = _evaluate(images, [statistic], num_resamples, seed)
+    return _percentile_interval(estimate[0], resampled[0], confidence)
+
+
+def paired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    statistic: Statistic = mean_itself,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Interval:
+    """Confidence interval of the difference between two methods on the same images.
+
+    Both methods see the same resample of images, so that what makes an image hard for both
+    cancels out. An interval without 0 says that the difference is not one of sampling.
+
+    Args:
+        first: (N, ...), values of the first method.
+        second: (N, ...), values of the second method, of the same images in the same order.
+        statistic: applied to each method's means; a best threshold is chosen for each method.
+        num_resamples: how often N images are drawn with replacement.
+        confidence: coverage, between 0 and 1.
+        seed: of a generator of its own.
+
+    Returns:
+        Statistic of the first minus that of the second.
+
+    Raises:
+        InputError: shapes differ, or see ``bootstrap_interval``.
+
+    Example:
+        >>> paired_difference([1.0, 1.0, 0.0], [0.5, 0.5, -0.5]).as_floats()
+        (0.5, 0.5, 0.5)
+    """
+    a, b = _check_values(first), _check_values(second)
+    if a.shape != b.shape:
+        raise InputError(
+            f"paired values come from the same images and differ in shape: {a.shape}, {b.shape}"
+        )
+    _check_settings(num_resamples, confidence)
+    both = np.stack([a, b], axis=1)
+    estimate, resampled = _evaluate(
+        both, [lambda m: statistic(m[:, 0]), lambda m: statistic(m[:, 1])], num_resamples, seed
+    )
+    return _percentile_interval(estimate[0] - estimate[1], resampled[0] - resampled[1], confidence)
+
+
+def _evaluate(
+    images: NDArray[np.float64], statistics: list[Statistic], num_resamples: int, seed: int
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    num_images = len(images)
+    flat = images.reshape(num_images, -1)
+    generator = np.random.default_rng(seed)
+
+    def apply(counts: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        means = (counts @ flat / num_images).reshape(-1, *images.shape[1:])
+        results = [np.asarray(statistic(means), dtype=np.float64) for statistic in statistics]
+        for result in results:
+            if result.shape[:1] != (len(counts),):
+                raise InputError(
+                    f"a statistic keeps the first axis ({len(counts)} resamples), "
+                    f"got shape {result.shape}"
+                )
+        return results
+
+    estimate = [result[0] for result in apply(np.ones((1, num_images)))]
+    block = max(1, BLOCK_SIZE // num_images)
+    blocks = []
+    for start in range(0, num_resamples, block):
+        drawn = generator.integers(num_images, size=(min(block, num_resamples - start), num_images))
+        drawn += num_images * np.arange(len(drawn))[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        blocks.append(apply(counts.astype(np.float64)))
+    return estimate, [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+
+
+def _percentile_interval(
+    estimate: NDArray[np.float64], resampled: NDArray[np.float64], confidence: float
+) -> Interval:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
+    return Interval(np.asarray(estimate), low, high)
+
+
+def _check_values(values: ArrayLike) -> NDArray[np.float64]:
+    images = np.asarray(values, dtype=np.float64)
+    if images.ndim == 0 or images.size == 0:
+        raise InputError(f"a bootstrap needs values of at least one image, got {images.shape}")
+    if not np.isfinite(images).all():
+        raise InputError("values are finite, got NaN or infinity: leave out the images skipped")
+    return images
+
+
+def _check_settings(num_resamples: int, confidence: float) -> None:
+    if num_resamples < 1:
+        raise InputError(f"at least one resample is needed, got num_resamples={num_resamples}")
+    if not 0 < confidence < 1:
+        raise InputError(f"the confidence lies between 0 and 1, got {confidence}")

@@ -1,0 +1,35 @@
+import importlib.util
+import shutil
+import sys
+
+import numba
+import pytest
+
+from benchmarks.metrics import components
+from captum_embed.errors import MissingExtraError
+
+
+def import_copy(folder):
+    path = shutil.copy(components.__file__, folder / "copied.py")
+    spec = importlib.util.spec_from_file_location("copied", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_module_imports_where_no_compiled_code_can_be_kept(tmp_path, monkeypatch):
+    # A file in the place of each cache folder: stricter than permissions, which root ignores.
+    (tmp_path / "__pycache__").write_text("")
+    (tmp_path / "home").write_text("")
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        numba.njit(cache=True)(import_copy(tmp_path)._find.py_func)
+    assert type(import_copy(tmp_path)._find._cache).__name__ == "NullCache"
+
+
+def test_missing_numba_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(MissingExtraError, match=r"captum-embed\[benchmarks\]"):
+        import_copy(tmp_path)
