@@ -3,7 +3,9 @@
 Grad-CAM's own is the weighted sum of the channels. It assumes that a channel at zero says
 nothing, which holds after a ReLU. At a layer without one (the bottleneck in front of a last
 1x1 convolution, say) every channel has an offset of its own, and a weighted sum shows those
-offsets; :func:`background_contrast` measures from them instead.
+offsets; :func:`background_distance` and
+:func:`background_contrast` measure from the image's background instead. Both take the border of
+the image for background, as it is in most photographs of one object.
 
 A map function takes grad-weights (N, C) and activations (N, C, H, W) and returns maps
 (N, 1, H, W); any other callable of that kind serves as well.
@@ -20,7 +22,14 @@ from captum_embed.errors import InputError, LayerError
 
 MapFunction = Callable[[Tensor, Tensor], Tensor]
 
-__all__ = ["MapFunction", "background_contrast", "border_mean", "weighted_norm", "weighted_sum"]
+__all__ = [
+    "MapFunction",
+    "background_contrast",
+    "background_distance",
+    "border_mean",
+    "weighted_norm",
+    "weighted_sum",
+]
 
 
 def weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
@@ -85,6 +94,54 @@ def background_contrast(power: float = 1.0) -> MapFunction:
     return contrast
 
 
+def background_distance(power: float = 1.0, nearest: float = 0.3) -> MapFunction:
+    r"""How far each place is from the border's places that are most like it.
+
+    Channels are scaled by :math:`\sqrt{|w_c|}`; :math:`d` is the mean Euclidean distance to the
+    nearest share of the border's places, and the map is :math:`d^p`. Against
+    :func:`background_contrast`, which measures from the border's mean, a background of several
+    parts (sky and water, say) is not taken for an object, and an object that reaches the border
+    in a few places does not hide itself.
+
+    Args:
+        power: :math:`p`. It orders no two places anew; it sets at which share of the maximum
+            the object ends.
+        nearest: Share of the border's places that count, in (0, 1]; at least one does.
+
+    Returns:
+        A map function from (N, C) and (N, C, H, W) to (N, 1, H, W), non-negative.
+
+    Raises:
+        InputError: The power is not above zero, or the share not in (0, 1].
+
+    Example::
+
+        >>> import torch
+        >>> activations = torch.zeros(1, 1, 5, 5)
+        >>> activations[..., :2] = 10.0  # a background of two parts, and an object of one place
+        >>> activations[0, 0, 2, 2] = 4.0
+        >>> background_distance()(torch.tensor([[1.0]]), activations)[0, 0, 2]
+        tensor([0., 0., 4., 0., 0.])
+    """
+    if not power > 0:
+        raise InputError(f"the power of background_distance is {power}; expected above zero")
+    if not 0 < nearest <= 1:
+        raise InputError(f"nearest is {nearest}; expected a share of the border, in (0, 1]")
+
+    def distance(weights: Tensor, activations: Tensor) -> Tensor:
+        border = _border(activations)
+        places = (over_space(weights, activations).abs().sqrt() * activations).flatten(2).mT
+        # Differences rather than products: far from zero, products lose small distances.
+        distances = torch.cdist(
+            places, places[:, border.flatten()], compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        count = max(1, int(nearest * distances.shape[2]))
+        closest = distances.topk(count, dim=2, largest=False).values.mean(2)
+        return closest.unflatten(1, border.shape)[:, None] ** power
+
+    return distance
+
+
 def border_mean(activations: Tensor) -> Tensor:
     """Mean of each channel over the outermost rows and columns.
 
@@ -103,15 +160,19 @@ def border_mean(activations: Tensor) -> Tensor:
         >>> border_mean(torch.arange(9.0).view(1, 1, 3, 3)).item()
         4.0
     """
+    return activations[:, :, _border(activations)].mean(2)[:, :, None, None]
+
+
+def _border(activations: Tensor) -> Tensor:
+    """The outermost places, (H, W), True on the border."""
     if activations.dim() != 4:
         raise LayerError(
             f"the layer's output has shape {tuple(activations.shape)}, which has no border; "
             "expected (N, C, H, W)"
         )
-    rows, columns = activations.shape[2:]
-    border = torch.ones(rows, columns, dtype=torch.bool, device=activations.device)
+    border = torch.ones(activations.shape[2:], dtype=torch.bool, device=activations.device)
     border[1:-1, 1:-1] = False
-    return activations[:, :, border].mean(2)[:, :, None, None]
+    return border
 
 
 def over_space(weights: Tensor, activations: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from captum_embed import channel_filters
 from captum_embed.channel_filters import ChannelFilter
 from captum_embed.grad_cam import EmbeddingLayerGradCam
 from captum_embed.layer_results import Maps
-from captum_embed.map_functions import MapFunction, background_contrast
+from captum_embed.map_functions import MapFunction, background_distance
 from captum_embed.weight_bank import WeightBank
 
 __all__ = ["PAPER", "RECOMMENDED", "Recipe", "RecipeLayerGradCam"]
@@ -188,9 +188,8 @@ PAPER = Recipe(
 RECOMMENDED = Recipe(
     name="recommended",
     layer="the last block before pooling, without the activation (or 1x1 convolution) behind it",
-    mining="random",
     entry_filter=channel_filters.absolute,
-    num_neighbors=50,
-    map_func=background_contrast(power=1.3),
+    num_neighbors=10,
+    map_func=background_distance(power=2.6, nearest=0.3),
 )
-"""Sizes of the grad-weights of 50 neighbours, and activations measured from the image's border."""
+"""Sizes of ten neighbours' grad-weights, and activations measured from the image's border."""

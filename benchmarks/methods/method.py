@@ -101,7 +101,7 @@ class Query:
 # A signed map (1, 1, h, w) of a query, at whatever resolution the method has.
 Explainer = Callable[[Query], Tensor]
 
-Family = Literal["ours", "captum: layer", "captum: input", "rival"]
+Family = Literal["ours", "control", "captum: layer", "captum: input", "rival"]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from benchmarks.methods.method import (
@@ -15,6 +16,8 @@ from benchmarks.methods.method import (
 )
 from captum_embed import EmbeddingLayerGradCam, channel_filters
 from captum_embed.channel_filters import ChannelFilter
+from captum_embed.layer_executions import run_layer
+from captum_embed.map_functions import weighted_sum
 from captum_embed.recipes import PAPER, RECOMMENDED, Recipe
 
 
@@ -89,8 +92,37 @@ def recipe(name: str, title: str, chosen: Recipe, layer: str) -> Method:
     )
 
 
+def uniform_control(name: str, title: str, chosen: Recipe, layer: str) -> Method:
+    """A recipe's map with every grad-weight equal: what its other settings do by themselves."""
+
+    def build(subject: Subject) -> Explainer:
+        map_func = chosen.map_func or weighted_sum
+        watched = subject.layer_of(BankSpec(layer, chosen.num_tuples, chosen.mining))
+
+        def explain(query: Query) -> Tensor:
+            with torch.no_grad():
+                _, executions = run_layer(subject.network, watched, (query.image,))
+            activations = executions[0].tensors[0]
+            return map_func(torch.ones_like(activations[:, :, 0, 0]), activations)
+
+        return explain
+
+    return Method(
+        name,
+        title,
+        "control",
+        "activations alone; the recipe's map with uniform weights",
+        build,
+        bank=BankSpec(layer, chosen.num_tuples, chosen.mining),
+        needs_tuples=False,
+    )
+
+
 METHODS = (
     recipe("ours_recommended", "Ours, recommended", RECOMMENDED, RECOMMENDED_LAYER),
+    uniform_control(
+        "control_uniform", "Control: recommended, uniform weights", RECOMMENDED, RECOMMENDED_LAYER
+    ),
     recipe("ours_paper", "Ours, as the paper", PAPER, CHOSEN_LAYER),
     gradient("ours_gradient_1", "Ours, gradient, 1 tuple", 1),
     gradient("ours_gradient_50", "Ours, gradient, all tuples", None),

@@ -27,7 +27,16 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "svg.hashsalt": "captum_embed",
 }
-DASHES = {"ours": "-", "captum: layer": "--", "captum: input": ":", "rival": "-."}
+FLOOR = "floor"
+DASHES: dict[str, Any] = {
+    "ours": "-",
+    "control": (0, (5, 1)),
+    "captum: layer": "--",
+    "captum: input": ":",
+    "rival": "-.",
+    FLOOR: (0, (1, 1)),
+}
+MOST_LABELLED = 16
 # Okabe and Ito's colours: told apart by everyone.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 FLOOR_GREY = "#888888"
@@ -39,7 +48,7 @@ class Line:
 
     Args:
         title (str): in the legend.
-        family (str): decides on the line style; ``"floor"`` for those without a network.
+        family (str): decides on the line style; `FLOOR` for those without a network.
         accuracy (sequence of float): in [0, 1], one per threshold.
     """
 
@@ -53,7 +62,7 @@ def curve_lines(
 ) -> list[Line]:
     """The lines of a run's curve figure, floors last."""
     about = {method["name"]: (method["title"], method["family"]) for method in methods}
-    about |= {name: (title, "floor") for name, title in FLOORS.items()}
+    about |= {name: (title, FLOOR) for name, title in FLOORS.items()}
     return [
         Line(*about[name], numbers["boxes"]["accuracy_curve"])
         for name, numbers in summary.items()
@@ -64,35 +73,43 @@ def curve_lines(
 def draw_curves(lines: Sequence[Line], thresholds: np.ndarray, subtitle: str) -> Figure:
     """Share of the images whose box is right (IoU of 0.5 or more) over the threshold.
 
-    As figure 1 of the paper's supplement: Chen et al., WACV 2020.
+    As figure 1 of the paper's supplement: Chen et al., WACV 2020. Of very many methods the best
+    at the fixed threshold are told apart, and the others are grey.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(9.4, 4.8), layout="constrained")
         axes = figure.subplots()
         axes.axvspan(0.15, 0.25, color="black", alpha=0.05, lw=0)
         axes.axvline(0.2, color="black", alpha=0.35, lw=0.8)
+        ranked = sorted(lines, key=_at_fixed_threshold, reverse=True)
+        methods = [line for line in ranked if line.family != FLOOR]
+        for line in methods[MOST_LABELLED:]:
+            axes.plot(thresholds, 100 * np.asarray(line.accuracy), color="#D0D0D0", lw=0.8)
         used: Counter[str] = Counter()
-        for line in _ranked(lines):
+        for line in methods[:MOST_LABELLED]:
             # Within a family, whose line style is one, colours tell the methods apart.
             _draw_line(axes, line, thresholds, COLOURS[used[line.family] % len(COLOURS)])
             used[line.family] += 1
+        for line in ranked:
+            if line.family == FLOOR:
+                _draw_line(axes, line, thresholds, FLOOR_GREY)
         axes.set(
             xlim=(0, 1), ylim=(0, 100), xlabel="threshold τ", ylabel="images with IoU ≥ 0.5 (%)"
         )
         figure.suptitle(f"Localization accuracy over the threshold\n{subtitle}", x=0.02, ha="left")
-        figure.legend(
-            loc="outside right upper",
-            frameon=False,
-            fontsize=8,
-            title="at τ = 0.2",
-            alignment="left",
-        )
+        figure.legend(**_legend(len(methods) - MOST_LABELLED))
         return figure
 
 
-def _ranked(lines: Sequence[Line]) -> list[Line]:
-    """Methods by what they reach, as the legend lists them; floors after them."""
-    return sorted(lines, key=lambda line: (line.family == "floor", -_at_fixed_threshold(line)))
+def _legend(unlabelled: int) -> dict[str, Any]:
+    title = "at τ = 0.2" + (f"; {unlabelled} more in grey" if unlabelled > 0 else "")
+    return {
+        "loc": "outside right upper",
+        "frameon": False,
+        "fontsize": 8,
+        "title": title,
+        "alignment": "left",
+    }
 
 
 def _at_fixed_threshold(line: Line) -> float:
@@ -100,12 +117,11 @@ def _at_fixed_threshold(line: Line) -> float:
 
 
 def _draw_line(axes: Axes, line: Line, thresholds: np.ndarray, colour: str) -> None:
-    floor = line.family == "floor"
     axes.plot(
         thresholds,
         100 * np.asarray(line.accuracy),
-        color=FLOOR_GREY if floor else colour,
-        linestyle=(0, (1, 1)) if floor else DASHES[line.family],
+        color=colour,
+        linestyle=DASHES[line.family],
         linewidth=2.2 if line.family == "ours" else 1.3,
         label=f"{100 * _at_fixed_threshold(line):4.1f}  {line.title}",
     )
@@ -146,8 +162,11 @@ def draw_rows(rows: Sequence[tuple[Panel, Panel]], title: str) -> Figure:
     """
     headings = ("training image", "its map", "test image", "its map, transferred weights")
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(9.2, 0.7 + 1.95 * len(rows)), layout="constrained")
-        grid = figure.subplots(len(rows), 4, squeeze=False)
+        # Rows as high as their highest image; columns are 2.3 inches wide.
+        heights = [max(panel.image.shape[0] / panel.image.shape[1] for panel in r) for r in rows]
+        size = (9.2, 0.7 + sum(2.3 * height + 0.3 for height in heights))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(rows), 4, squeeze=False, gridspec_kw={"height_ratios": heights})
         for row, (training, test) in zip(grid, rows, strict=True):
             _draw_panel(row[0], row[1], training)
             _draw_panel(row[2], row[3], test)

@@ -105,8 +105,7 @@ def _squared_distances(
         torch.index_select(queries, 0, q, out=first)
         torch.index_select(part, 0, r, out=second)
         squared.append(first.sub_(second).square_().sum(1))
-    # Infinity is kept for empty places.
-    return torch.cat(squared).clamp(max=torch.finfo(torch.float64).max)
+    return torch.cat(squared)
 
 
 def _first_of_each(

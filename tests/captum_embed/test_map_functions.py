@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -71,12 +73,58 @@ def test_map_func_replaces_the_weighted_sum():
         normed.attribute(x, attr_dim_summation=False)
 
 
+@given(
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.floats(0.01, 1.0),
+)
+def test_background_distance_is_the_formula_written_as_loops(n, channels, rows, columns, nearest):
+    w, a = example(n, channels, rows, columns)
+    actual = map_functions.background_distance(power=1.5, nearest=nearest)(w, a)
+    places = [(r, c) for r in range(rows) for c in range(columns)]
+    ring = [(r, c) for r, c in places if r in (0, rows - 1) or c in (0, columns - 1)]
+    for i in range(n):
+        for r, c in places:
+            distances = sorted(
+                math.sqrt(
+                    sum(
+                        abs(float(w[i, k])) * float(a[i, k, r, c] - a[i, k, y, x]) ** 2
+                        for k in range(channels)
+                    )
+                )
+                for y, x in ring
+            )
+            count = max(1, int(nearest * len(ring)))
+            expected = (sum(distances[:count]) / count) ** 1.5
+            assert float(actual[i, 0, r, c]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_background_distance_is_exact_far_from_zero():
+    w, a = example()
+    distance = map_functions.background_distance()
+    torch.testing.assert_close(distance(w, a + 1000), distance(w, a), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make", [map_functions.background_contrast, map_functions.background_distance]
+)
 @pytest.mark.parametrize("power", [0, -1, float("nan")])
-def test_power_must_be_above_zero(power):
+def test_power_must_be_above_zero(make, power):
     with pytest.raises(InputError, match="above zero"):
-        map_functions.background_contrast(power)
+        make(power)
 
 
-def test_layers_without_a_border_are_refused():
+@pytest.mark.parametrize("nearest", [0, -0.5, 1.5, float("nan")])
+def test_share_of_the_border_must_be_one(nearest):
+    with pytest.raises(InputError, match="share of the border"):
+        map_functions.background_distance(nearest=nearest)
+
+
+@pytest.mark.parametrize(
+    "make", [map_functions.background_contrast, map_functions.background_distance]
+)
+def test_layers_without_a_border_are_refused(make):
     with pytest.raises(LayerError, match="no border"):
-        map_functions.background_contrast()(torch.ones(2, 3), torch.ones(2, 3))
+        make()(torch.ones(2, 3), torch.ones(2, 3))

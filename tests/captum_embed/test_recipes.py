@@ -7,7 +7,6 @@ from torch import nn
 
 from captum_embed import EmbeddingLayerGradCam, TripletForward, WeightBank
 from captum_embed.errors import BankMismatchError, InputError
-from captum_embed.map_functions import background_contrast
 from captum_embed.recipes import PAPER, RECOMMENDED
 
 
@@ -88,10 +87,3 @@ def test_a_recipe_refuses_what_its_class_refuses(encoder, bank):
     other = WeightBank(bank.embeddings, bank.weights, metadata={"layer": "2"})
     with pytest.raises(BankMismatchError, match="layer '2'"):
         RECOMMENDED.grad_cam(TripletForward(encoder), encoder[0], weight_bank=other)
-
-
-def test_background_contrast_is_what_recommended_uses(encoder, bank):
-    weights, activations = torch.rand(2, 5), torch.randn(2, 5, 6, 6)
-    torch.testing.assert_close(
-        RECOMMENDED.map_func(weights, activations), background_contrast(1.3)(weights, activations)
-    )
