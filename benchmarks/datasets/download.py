@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -114,7 +115,7 @@ def _download(archive: Archive, path: Path, *, progress: bool) -> None:
                     digest.update(chunk)
                     file.write(chunk)
                     bar.update(len(chunk))
-    except (urllib.error.URLError, OSError) as error:
+    except (http.client.HTTPException, OSError) as error:
         raise DatasetError(
             f"{archive.url}: can't be fetched ({error}); fetch it by other means, unpack it and "
             "give the folder"
@@ -147,7 +148,7 @@ def _unpack(archive: Archive, path: Path, folder: Path, *, progress: bool) -> No
                 if content is None:
                     raise DatasetError(f"{archive.url}: {member.name!r} is not a plain file")
                 _write(content, target)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise DatasetError(f"{archive.url}: can't be unpacked ({error})") from error
     if not (folder / archive.folder).is_dir():
         raise DatasetError(f"{archive.url}: there is no folder {archive.folder} in the archive")
