@@ -71,7 +71,7 @@ def write_qualitative(
     if not pairs:
         return []
     title = (
-        f"{METHODS[method].title}: grad-weights of the test image come from the training image\n"
+        f"{METHODS[method].title}: weights borrowed from the bank; left, its nearest entry\n"
         f"white: ground truth; cyan: box at τ = {PAPER_THRESHOLD}"
     )
     return [save_figure(draw_rows(pairs, title), folder / "qualitative.png")]
