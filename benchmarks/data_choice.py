@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.embedded import write_embedded
+from benchmarks.datasets.load import load_dataset
 from benchmarks.datasets.records import (
     ImageRecord,
     ImageSet,
@@ -82,7 +82,7 @@ def choose_data(
     """The images of a run.
 
     Args:
-        data (str): a folder in the CUB layout, or ``"embedded"`` for the one made on the spot.
+        data (str): a folder that `load_dataset` knows, or ``"embedded"``: made on the spot.
         train_classes (ClassNumbers, optional): default, for the embedded set alone: its first
             half.
         test_classes (ClassNumbers, optional): likewise its second half.
@@ -91,13 +91,13 @@ def choose_data(
         progress (bool): show a bar while that is made.
 
     Raises:
-        InputError: not that layout, a class without images, or classes not given.
+        InputError: no known layout, a class without images, or classes not given.
     """
     if data == EMBEDDED:
         root = write_embedded(folder / EMBEDDED, seed=seed, progress=progress)
     else:
         root = Path(data)
-    everything = load_cub(root)
+    everything = load_dataset(root)
     if data == EMBEDDED:
         labels = sorted({record.label for record in everything.records})
         half = len(labels) // 2
