@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from benchmarks.datasets.records import ImageRecord
+from benchmarks.protocols import PROTOCOLS, Frame, ten_thousandths
+
+WIDTH, HEIGHT = 400, 300
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> ImageRecord:
+    path = tmp_path / "image.png"
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[60:180, 100:260] = 255
+    Image.fromarray(pixels).save(path)
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[60:180, 100:260] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return ImageRecord("image.png", path, 1, "Thing", (100, 60, 260, 180), tmp_path / "mask.png")
+
+
+def brightness(frame: Frame) -> np.ndarray:
+    """The object itself as the heatmap: it is white, all else is black."""
+    return (frame.image.mean(0) > 0).float().numpy()
+
+
+def test_attention_shows_the_crop_with_its_box_and_mask(record: ImageRecord) -> None:
+    protocol = PROTOCOLS["attention"]
+    frame = protocol.frame(record)
+    assert frame is not None
+    assert frame.size == (224, 224)
+    # 400 x 300 becomes 341 x 256; the crop starts 58 and 16 pixels in.
+    scale_x, scale_y = 341 / 400, 256 / 300
+    expected = [100 * scale_x - 58, 60 * scale_y - 16, 260 * scale_x - 58, 180 * scale_y - 16]
+    np.testing.assert_allclose(frame.box, expected, atol=1e-6)
+    measures = protocol.measure(brightness(frame), frame)
+    assert measures["empty"] is False
+    assert measures["score"] > 0.98
+    assert measures["mask_score"] > 0.97
+
+
+def test_boxes_shows_the_image_at_its_size(record: ImageRecord) -> None:
+    protocol = PROTOCOLS["boxes"]
+    frame = protocol.frame(record)
+    assert frame is not None
+    assert frame.size == (HEIGHT, WIDTH)
+    assert frame.box == (100, 60, 260, 180)
+    measures = protocol.measure(brightness(frame), frame)
+    assert measures["iou"] == measures["best_iou"] == [10_000] * 99
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_an_empty_heatmap_is_a_miss_and_says_so(name: str, record: ImageRecord) -> None:
+    protocol = PROTOCOLS[name]
+    frame = protocol.frame(record)
+    assert frame is not None
+    measures = protocol.measure(np.zeros(frame.size, np.float32), frame)
+    assert measures["empty"] is True
+    assert measures.get("score", 0) == 0
+    assert measures.get("mask_score", 0) == 0
+    assert measures.get("iou", [0] * 99) == [0] * 99
+
+
+def test_floors_are_those_of_the_definition(record: ImageRecord) -> None:
+    boxes, attention = PROTOCOLS["boxes"], PROTOCOLS["attention"]
+    frame = boxes.frame(record)
+    assert frame is not None
+    floors = boxes.floors(frame)
+    area = 160 * 120 / (WIDTH * HEIGHT)
+    assert floors["whole_image"]["iou"] == [int(area * 10_000)]
+    # Sides of 65%: x from 70 to 330, y from 52.5 to 247.5; the object lies inside.
+    assert floors["centre_box"]["iou"] == [int(160 * 120 / (260 * 195) * 10_000)]
+    cropped = attention.frame(record)
+    assert cropped is not None
+    x0, y0, x1, y1 = cropped.box
+    share = (x1 - x0) * (y1 - y0) / 224**2
+    assert attention.floors(cropped)["uniform_heatmap"]["score"] == pytest.approx(share)
+
+
+def test_a_box_that_sticks_out_is_clipped(record: ImageRecord) -> None:
+    wide = ImageRecord("image.png", record.path, 1, "Thing", (-5, 10, 500, 310))
+    frame = PROTOCOLS["boxes"].frame(wide)
+    assert frame is not None
+    assert frame.box == (0, 10, WIDTH, HEIGHT)
+
+
+def test_a_box_outside_the_crop_gives_no_frame(record: ImageRecord) -> None:
+    aside = ImageRecord("image.png", record.path, 1, "Thing", (0, 0, 20, 20))
+    assert PROTOCOLS["attention"].frame(aside) is None
+    assert PROTOCOLS["boxes"].frame(aside) is not None
+
+
+def test_the_network_sees_normalised_pixels(record: ImageRecord) -> None:
+    white = Image.new("RGB", (300, 300), "white")
+    for protocol in PROTOCOLS.values():
+        shown = protocol.show(white)
+        expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+        torch.testing.assert_close(shown[:, 5, 5], expected)
+
+
+@given(st.floats(0, 1), st.sampled_from([3000, 5000, 7000]))
+def test_rounding_keeps_an_iou_on_its_side_of_the_threshold(iou: float, delta: int) -> None:
+    (kept,) = ten_thousandths(np.array([iou]))
+    assert (kept >= delta) == (iou >= delta / 10_000)
+    assert 0 <= iou - kept / 10_000 < 1e-4 + 1e-12

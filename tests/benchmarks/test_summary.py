@@ -1,0 +1,80 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.summary import counts, overlaps, summarize
+
+
+def image(ious: list[int], score: float, **more: Any) -> dict[str, Any]:
+    """A record whose heatmap has one IoU (percent) up to tau = 0.5 and another above."""
+    curve = [ious[0] * 100] * 50 + [ious[1] * 100] * 49
+    boxes = {"iou": curve, "best_iou": curve, "empty": False, "seconds": 0.25, **more}
+    floor = {"iou": [6000], "best_iou": [6000], "empty": False}
+    attention = {"score": score, "empty": score == 0, "seconds": 0.5}
+    return {
+        "key": str(ious),
+        "protocols": {
+            "boxes": {"methods": {"a": boxes}, "floors": {"centre_box": floor}},
+            "attention": {"methods": {"a": attention}, "floors": {}},
+        },
+    }
+
+
+RECORDS = [image([50, 80], 0.5), image([49, 70], 0.25), image([90, 10], 0.0)]
+
+
+def test_figures_are_means_over_images() -> None:
+    boxes = summarize(RECORDS, ["a"])["a"]["boxes"]
+    assert boxes["accuracy_at_0.2"] == pytest.approx(2 / 3)
+    assert boxes["mean_accuracy_0.15_to_0.25"] == pytest.approx(2 / 3)
+    assert boxes["max_box_acc"] == pytest.approx(2 / 3)
+    assert boxes["max_box_acc_threshold"] == 0.01
+    # Deltas 0.3, 0.5 and 0.7: at their best thresholds 3, 2 and 2 of three images.
+    assert boxes["max_box_acc_v2"] == pytest.approx((3 + 2 + 2) / 9)
+    assert boxes["accuracy_curve"] == [0.66667] * 99
+    assert boxes["median_seconds"] == 0.25
+
+
+def test_an_empty_map_scores_nothing_and_is_counted() -> None:
+    attention = summarize(RECORDS, ["a"])["a"]["attention"]
+    assert attention["score"] == pytest.approx(0.25)
+    assert attention["num_empty"] == 1
+    assert attention["num_images"] == 3
+    assert attention["mask_score"] is None
+
+
+def test_a_floor_has_one_value_for_all_thresholds() -> None:
+    floor = summarize(RECORDS, ["centre_box"])["centre_box"]
+    assert floor["boxes"]["accuracy_curve"] == [1.0] * 99
+    assert floor["boxes"]["median_seconds"] is None
+    assert "attention" not in floor
+
+
+def test_images_that_a_protocol_could_not_show_are_not_in_its_mean() -> None:
+    left_out = {"key": "x", "protocols": {"attention": {"left_out": "box outside"}}}
+    unreadable = {"key": "y", "unreadable": "truncated"}
+    records = [*RECORDS, left_out, unreadable]
+    assert summarize(records, ["a"]) == summarize(RECORDS, ["a"])
+    assert counts(records, ["attention", "boxes"], unreadable=2) == {
+        "images": 5,
+        "unreadable": 3,
+        "measured": {"attention": 3, "boxes": 3},
+        "left_out": {"attention": 1, "boxes": 0},
+    }
+
+
+def test_maps_that_were_not_finite_are_counted() -> None:
+    records = [*RECORDS, image([0, 0], 0.0, not_finite=True)]
+    assert summarize(records, ["a"])["a"]["boxes"]["num_not_finite"] == 1
+
+
+def test_no_image_at_all_gives_no_numbers() -> None:
+    assert summarize([], ["a"]) == {"a": {}}
+
+
+def test_overlaps_are_in_units_of_one() -> None:
+    found = overlaps([{"iou": [5000]}, {"iou": list(range(99))}])
+    assert found.shape == (2, 99)
+    assert (found[0] == 0.5).all()
+    np.testing.assert_allclose(found[1], np.arange(99) / 10_000)
