@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from benchmarks.methods import captum_inputs, captum_layers, ours
+from benchmarks.methods import (
+    captum_backpropagation,
+    captum_deep_lift,
+    captum_inputs,
+    captum_layers,
+    captum_lrp,
+    captum_paths,
+    captum_perturbation,
+    ours,
+    rivals,
+)
 from benchmarks.methods.method import Method
 from captum_embed.errors import InputError
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for family in (ours.METHODS, captum_layers.METHODS, captum_inputs.METHODS)
+    for family in (
+        ours.METHODS,
+        captum_layers.METHODS,
+        captum_paths.METHODS_OF_LAYERS,
+        captum_deep_lift.METHODS_OF_LAYERS,
+        captum_lrp.METHODS_OF_LAYERS,
+        captum_perturbation.METHODS_OF_LAYERS,
+        captum_inputs.METHODS,
+        captum_backpropagation.METHODS,
+        captum_paths.METHODS_OF_PIXELS,
+        captum_deep_lift.METHODS_OF_PIXELS,
+        captum_lrp.METHODS_OF_PIXELS,
+        captum_perturbation.METHODS_OF_PIXELS,
+        rivals.METHODS,
+    )
     for method in family
 }
 

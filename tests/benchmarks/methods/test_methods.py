@@ -33,7 +33,8 @@ def subject() -> Subject:
         )
         network = EmbeddingNetwork(features, nn.Linear(CHANNELS, WIDTH, bias=False)).eval()
         network.requires_grad_(False)
-        bank = WeightBank(F.normalize(torch.randn(12, WIDTH), dim=1), torch.randn(12, CHANNELS))
+        embeddings, weights = F.normalize(torch.randn(12, WIDTH), dim=1), torch.randn(12, CHANNELS)
+        bank = WeightBank(embeddings, weights, labels=torch.arange(12) // 3)
     specs = distinct_banks(METHODS.values())
     return Subject(
         TripletForward(network, margin=0.2),

@@ -1,0 +1,181 @@
+"""Captum's DeepLift and DeepSHAP, at the pixels and at a layer.
+
+They run on the canonical network, where every nonlinearity has a rule, so that the attributions
+sum to what the loss changes by from the baseline to the image. On the network as it is they do
+not: Captum takes the plain gradient through the L2 norm, along which the loss does not change, and
+they sum to about zero whatever the change is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum.attr import DeepLift, DeepLiftShap, LayerDeepLift, LayerDeepLiftShap
+from captum.attr._core import deep_lift
+from torch import Tensor, nn
+
+from benchmarks.methods.availability import trial_query, tried
+from benchmarks.methods.baselines import mean_image, plain_images
+from benchmarks.methods.canonical import CanonicalNetwork, Elementwise, UnitLength, canonical
+from benchmarks.methods.canonical_loss import HingedTriplets, active_references
+from benchmarks.methods.captum_call import explainer
+from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
+from benchmarks.methods.reductions import channel_sum, colour_magnitude
+
+# Baselines of the Shap methods, at most; two at a time, so that a batch holds four images.
+NUM_BASELINES = 8
+BASELINES_AT_A_TIME = 2
+
+# How far the attributions' sum may be from the change of the loss, as a part of both.
+TOLERANCE = 0.02
+
+_NEEDS_NO_RULE = frozenset(
+    {nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, F.pad, torch.flatten}
+    | {"view_as", "flatten", "view", "reshape", "mean", "contiguous", "permute", torch.cat}
+)
+
+
+def unit_length_rule(
+    module: nn.Module,
+    inputs: Tensor,
+    outputs: Tensor,
+    grad_input: Tensor,
+    grad_output: Tensor,
+    eps: float = 1e-10,
+) -> Tensor:
+    """DeepLift through u / |u|, in Captum's form of a rule.
+
+    The length is a sum of squares under a root: both are elementwise, and the rescale rule holds
+    for them. Their quotient 1 / |u| times u is a product, whose change is shared as Shapley
+    values share it: half the sum of the two values of one factor, times the change of the other.
+
+    Args:
+        module (nn.Module): not used.
+        inputs (Tensor): vectors of the images and then of the baselines, (2N, D).
+        outputs (Tensor): not used.
+        grad_input (Tensor): not used.
+        grad_output (Tensor): multipliers of the output, (2N, D).
+        eps (float): not used.
+
+    Returns:
+        Tensor: multipliers of the input, (2N, D).
+    """
+    vectors, at_baseline = inputs.chunk(2)
+    tiny = torch.finfo(inputs.dtype).tiny
+    length = vectors.norm(dim=1, keepdim=True).clamp(min=tiny)
+    other = at_baseline.norm(dim=1, keepdim=True).clamp(min=tiny)
+    # Change of 1 / |u| by change of |u|^2.
+    slope = -1 / (length * other * (length + other))
+    total = torch.cat([vectors + at_baseline] * 2)
+    scale = torch.cat([(1 / length + 1 / other) / 2] * 2)
+    along = (total * grad_output).sum(1, keepdim=True) / 2
+    return scale * grad_output + torch.cat([slope] * 2) * along * total
+
+
+# Captum's table of rules, extended for module types that are only ours.
+deep_lift.SUPPORTED_NON_LINEAR[Elementwise] = deep_lift.nonlinear
+deep_lift.SUPPORTED_NON_LINEAR[UnitLength] = unit_length_rule
+
+Baselines = Callable[[Subject, Query], Tensor]
+
+
+def _one_baseline(subject: Subject, query: Query) -> Tensor:
+    return mean_image(query.image)
+
+
+def _plain_baselines(subject: Subject, query: Query) -> Tensor:
+    pairs = min(NUM_BASELINES, subject.budget // 2) // BASELINES_AT_A_TIME
+    return plain_images(query.image, BASELINES_AT_A_TIME * max(1, pairs))
+
+
+def _deep_lift(
+    create: Callable[[nn.Module, nn.Module], Any],
+    baselines: Baselines,
+    reduce: Callable[[Tensor], Tensor],
+) -> Callable[[Subject], Explainer]:
+    def build(subject: Subject) -> Explainer:
+        network = canonical(subject.network, subject.layer)
+        forward = HingedTriplets(network.encoder, subject.forward).eval()
+        _require_completeness(subject, network, forward)
+        method = create(forward, network.layer)
+
+        def attribute(query: Query) -> Tensor:
+            references = active_references(subject.forward, query)
+            if not references[0].shape[1]:
+                return torch.zeros_like(query.image)
+            parts = [
+                method.attribute(query.image, some, additional_forward_args=references).detach()
+                for some in baselines(subject, query).split(BASELINES_AT_A_TIME)
+            ]
+            return torch.stack(parts).mean(0)
+
+        return explainer(subject, attribute, reduce, network=forward)
+
+    return tried(build)
+
+
+def _require_completeness(
+    subject: Subject, network: CanonicalNetwork, forward: HingedTriplets
+) -> None:
+    """Raises where a nonlinearity without a rule keeps the attributions from summing up."""
+    query = trial_query(subject)
+    if query is None:
+        return
+
+    def attribute(query: Query) -> Tensor:
+        baseline = mean_image(query.image)
+        attributions: Tensor = DeepLift(forward).attribute(
+            query.image, baseline, additional_forward_args=query.references
+        )
+        with torch.no_grad():
+            change = forward(query.image, *query.references)
+            change -= forward(baseline, *query.references)
+        return torch.stack([attributions.sum(), change.sum()])
+
+    total, change = explainer(subject, attribute, lambda sums: sums, network=forward)(query)
+    if not (total - change).abs() <= TOLERANCE * (total.abs() + change.abs()):
+        beside = network.beside(_NEEDS_NO_RULE | frozenset(deep_lift.SUPPORTED_NON_LINEAR))
+        raise MethodUnavailableError(
+            f"its attributions sum to {float(total):.3g} where the loss changes by "
+            f"{float(change):.3g}; without a DeepLift rule: {beside or 'none known'}"
+        )
+
+
+METHODS_OF_LAYERS = (
+    Method(
+        "layer_deep_lift",
+        "LayerDeepLift",
+        "captum: layer",
+        "change of the activation from the mean image's, times the loss's change with it",
+        _deep_lift(LayerDeepLift, _one_baseline, channel_sum),
+    ),
+    Method(
+        "layer_deep_lift_shap",
+        "LayerDeepLiftShap",
+        "captum: layer",
+        "LayerDeepLift averaged over plain baselines",
+        _deep_lift(LayerDeepLiftShap, _plain_baselines, channel_sum),
+        cost="slow",
+    ),
+)
+
+METHODS_OF_PIXELS = (
+    Method(
+        "deep_lift",
+        "DeepLift",
+        "captum: input",
+        "change of the loss from the mean image, shared out by the rescale rule",
+        _deep_lift(lambda forward, _: DeepLift(forward), _one_baseline, colour_magnitude),
+    ),
+    Method(
+        "deep_lift_shap",
+        "DeepLiftShap",
+        "captum: input",
+        "DeepLift averaged over plain baselines",
+        _deep_lift(lambda forward, _: DeepLiftShap(forward), _plain_baselines, colour_magnitude),
+        cost="slow",
+    ),
+)
