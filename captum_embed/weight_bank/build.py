@@ -25,7 +25,7 @@ from captum_embed.layer_executions import (
 from captum_embed.metric_forwards import MetricForward, mean_of_nonzero
 from captum_embed.weight_bank.bank import WeightBank
 from captum_embed.weight_bank.entries import checked_keys
-from captum_embed.weight_bank.fingerprint import encoder_fingerprint
+from captum_embed.weight_bank.fingerprint import encoder_fingerprint, unwrapped
 from captum_embed.weight_bank.images import ImageBatch, ImageSource
 from captum_embed.weight_bank.mining import (
     MinedTuples,
@@ -171,7 +171,7 @@ class _Network:
         device: torch.device | str | None,
         keys: Sequence[str] | None,
     ) -> None:
-        name = layer_name(encoder, layer)
+        name = layer_name(unwrapped(encoder), layer)
         if name is None:
             raise LayerError(
                 f"the layer ({type(layer).__name__}) is not a module of forward.encoder "

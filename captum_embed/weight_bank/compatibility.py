@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from captum_embed.errors import BankMismatchError
 from captum_embed.layer_executions import layer_name
 from captum_embed.weight_bank.bank import WeightBank
-from captum_embed.weight_bank.fingerprint import encoder_fingerprint
+from captum_embed.weight_bank.fingerprint import encoder_fingerprint, unwrapped
 
 
 def require_same_layer(bank: WeightBank, encoder: Any, layer: nn.Module) -> None:
@@ -26,7 +26,7 @@ def require_same_layer(bank: WeightBank, encoder: Any, layer: nn.Module) -> None
     """
     if not isinstance(encoder, nn.Module):
         return
-    built_for, chosen = bank.metadata.get("layer"), layer_name(encoder, layer)
+    built_for, chosen = bank.metadata.get("layer"), layer_name(unwrapped(encoder), layer)
     if built_for is not None and chosen is not None and built_for != chosen:
         raise BankMismatchError(
             f"the weight bank was built for layer '{built_for}', and the layer given is "

@@ -36,7 +36,7 @@ def encoder_fingerprint(module: nn.Module) -> str:
         (64, False)
     """
     digest = hashlib.sha256()
-    for name, value in sorted(_unwrapped(module).state_dict().items()):
+    for name, value in sorted(unwrapped(module).state_dict().items()):
         if not isinstance(value, Tensor):
             continue  # A module's extra state is of any type; weights are tensors.
         if is_lazy(value):
@@ -50,8 +50,9 @@ def encoder_fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
     inner = getattr(module, "_orig_mod", None)
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner = module.module
-    return _unwrapped(inner) if isinstance(inner, nn.Module) else module
+    return unwrapped(inner) if isinstance(inner, nn.Module) else module

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank.entries import DTYPES, Entries
-from captum_embed.weight_bank.fingerprint import encoder_fingerprint
 from captum_embed.weight_bank.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -33,15 +32,13 @@ from captum_embed.weight_bank.manifest import (
 )
 from captum_embed.weight_bank.rows import StackedRows
 
-__all__ = ["encoder_fingerprint", "library_versions", "read_bank", "write_bank"]
-
 _DTYPES = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def library_versions() -> dict[str, str]:
     """Versions of the packages that shape a bank."""
-    return {package: _version(package) for package in ("captum-embed", "safetensors", "torch")}
+    return {package: _version(package) for package in ("captum_embed", "safetensors", "torch")}
 
 
 def write_bank(path: str | os.PathLike[str], entries: Entries, max_shard_size: int | str) -> None:

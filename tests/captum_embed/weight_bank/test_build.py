@@ -510,6 +510,22 @@ def test_channels_of_a_layer_of_several_tensors_are_concatenated(make_dataset: M
     assert (bank.weights[:, 3:] == 0).all()  # this tensor of the layer has no influence
 
 
+def test_a_bank_of_a_wrapped_encoder_serves_the_plain_one(
+    make_encoder: Make, make_dataset: Make
+) -> None:
+    encoder = make_encoder()
+    wrapped = TripletForward(nn.DataParallel(encoder), margin=5.0)
+    plain = TripletForward(encoder, margin=5.0)
+    bank = build(wrapped, encoder.layer, make_dataset())
+    other = build(plain, encoder.layer, make_dataset())
+    assert dict(bank.metadata) == dict(other.metadata)
+    assert torch.equal(bank.weights, other.weights)
+    image = make_dataset()[0][0][None]
+    for forward in (wrapped, plain):
+        maps = EmbeddingLayerGradCam(forward, encoder.layer, weight_bank=bank).attribute(image)
+        assert maps.shape == (1, 1, 8, 8)
+
+
 def test_layers_without_space_keep_their_gradient(make_encoder: Make, make_dataset: Make) -> None:
     forward = TripletForward(make_encoder(), margin=5.0)
     dataset = make_dataset()

@@ -44,6 +44,18 @@ def test_any_change_of_a_value_name_shape_dtype_or_buffer_changes_it() -> None:
     assert len(fingerprints) == 7
 
 
+def test_equal_bytes_of_another_dtype_or_shape_change_it() -> None:
+    def of_buffer(tensor: torch.Tensor) -> str:
+        module = nn.Module()
+        module.register_buffer("table", tensor)
+        return encoder_fingerprint(module)
+
+    zeros = torch.zeros(6)
+    assert len({of_buffer(zeros), of_buffer(zeros.int()), of_buffer(zeros.view(2, 3))}) == 3
+    assert of_buffer(zeros) == of_buffer(torch.zeros(6))
+    assert len(of_buffer(torch.tensor(1.0))) == 64
+
+
 def test_bytes_are_hashed_in_order() -> None:
     model = network()
     before = encoder_fingerprint(model)

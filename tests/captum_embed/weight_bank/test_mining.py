@@ -98,7 +98,7 @@ def test_hardest_tuples_are_those_of_a_loop_over_all(
     check_hardest(forward, e, labels, count)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_hardest_tuples_survive_ties_and_any_class_sizes(data: st.DataObject) -> None:
     forward = data.draw(st.sampled_from(FORWARDS), label="forward")
@@ -115,11 +115,11 @@ def test_hardest_tuples_survive_ties_and_any_class_sizes(data: st.DataObject) ->
 
 @pytest.mark.parametrize("forward", FORWARDS, ids=name)
 def test_random_tuples_are_distinct_tuples_of_the_anchor(forward: MetricForward) -> None:
-    e = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 3, 3, 0])
+    e = torch.randn(9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 3, 3, 0])
     for count in (1, 9, 1000):
         tuples = mine_tuples(forward, e, labels, num_tuples=count, mining="random", seed=3)
-        for anchor in range(12):
+        for anchor in range(9):
             found = mined_losses(forward, e, labels, tuples, anchor)
             every = [
                 loss_of(forward, e, labels, anchor, refs)

@@ -68,21 +68,31 @@ def test_an_entry_equal_to_the_query_is_at_distance_zero_far_from_the_origin(off
     assert (distances == 0).all()
 
 
-def test_near_ties_are_ordered_by_differences_and_not_by_rounding() -> None:
-    # Matrix products alone lose these: |q|^2 is 3e8, the gaps are 1e-8 and below.
-    query = torch.full((1, 3), 1e4, dtype=torch.float64)
-    steps = torch.tensor([3.0, 1.0, 2.0, 1.0, 0.0, 4.0], dtype=torch.float64)[:, None] * 2**-36
-    distances, indices = nearest_rows(query, StackedRows([query + steps]), 6)
-    assert indices.tolist() == [[4, 1, 3, 2, 0, 5]]
-    assert distances[0, 0] == 0
-    assert distances[0, 1] == distances[0, 2] > 0
+@pytest.mark.parametrize("chunk_numbers", [3, 6, 2**23])
+@pytest.mark.parametrize("k", range(1, 10))
+def test_near_ties_are_ordered_by_differences_and_not_by_rounding(
+    k: int, chunk_numbers: int
+) -> None:
+    # |q|^2 is 3e8, whose rounding is 6e-8, and the squared distances are below 1e-19.
+    query = torch.tensor([[1e4, 0.7e4, 1.3e4]], dtype=torch.float64)
+    steps = torch.tensor([3, 1, 2, 1, 0, 4, 1, 5, 3], dtype=torch.float64)[:, None] * 2**-36
+    signs = torch.tensor([[1, 1, 1], [-1, 1, -1], [1, -1, 1]], dtype=torch.float64).repeat(3, 1)
+    rows = StackedRows([query + steps * signs])
+    distances, indices = nearest_rows(query, rows, k, chunk_numbers=chunk_numbers)
+    assert indices[0].tolist() == [4, 1, 3, 6, 2, 0, 8, 5, 7][:k]
+    assert distances[0].tolist() == pytest.approx(
+        [3**0.5 * step * 2**-36 for step in (0, 1, 1, 1, 2, 3, 3, 4, 5)][:k], rel=1e-12, abs=0
+    )
 
 
-def test_numbers_too_large_to_square_still_give_k_different_rows() -> None:
+@pytest.mark.parametrize("chunk_numbers", [1, 2, 2**23])
+def test_numbers_too_large_to_square_still_give_k_different_rows(chunk_numbers: int) -> None:
     rows = torch.tensor([[1e200], [-1e200], [3e200], [0.0]], dtype=torch.float64)
-    _, indices = nearest_rows(rows[:1], StackedRows([rows]), 4)
-    assert sorted(indices[0].tolist()) == [0, 1, 2, 3]
-    assert indices[0, 0] == 0
+    for query, expected in ((0, [0, 1, 2, 3]), (2, [2, 0, 1, 3]), (3, [3, 0, 1, 2])):
+        _, indices = nearest_rows(
+            rows[[query]], StackedRows([rows]), 4, chunk_numbers=chunk_numbers
+        )
+        assert indices[0].tolist() == expected
 
 
 def test_equal_rows_everywhere_come_in_order_of_index() -> None:
@@ -109,9 +119,9 @@ def test_no_temporary_exceeds_the_chunk() -> None:
                 sizes.append(result.numel())
             return result
 
-    rows = StackedRows([torch.randn(3000, 10, generator=torch.Generator().manual_seed(3))])
+    rows = StackedRows([torch.randn(600, 10, generator=torch.Generator().manual_seed(3))])
     queries = torch.randn(100, 10, generator=torch.Generator().manual_seed(4))
     with Watch():
         nearest_rows(queries, rows, 2, chunk_numbers=2000)
-    # The whole table would have 300,000 numbers, the bank in float64 30,000.
+    # The whole table would have 60,000 numbers, the bank in float64 6,000.
     assert max(sizes) <= 4000
