@@ -15,12 +15,15 @@ from benchmarks.data_choice import DataChoice, choose_data, survey
 from benchmarks.evaluation import EvaluationPlan, Evaluator, sample
 from benchmarks.files import require_writable_folder
 from benchmarks.localize_figures import write_curves, write_qualitative
+from benchmarks.memory import largest_image, peak_memory
 from benchmarks.methods import distinct_banks, select
 from benchmarks.networks import DEFAULT_NETWORK, build_network, find_layer, named_layer
 from benchmarks.parallel import evaluate_all
 from benchmarks.preparation import ProtocolCache, ShownImages, mine_queries, prepare_bank
 from benchmarks.protocols import PROTOCOLS
-from benchmarks.report.tables import as_text, counts_text, table_rows
+from benchmarks.report.cost import forward_costs, with_costs
+from benchmarks.report.intervals import main_method, with_intervals
+from benchmarks.report.tables import as_text, counts_text, forward_text, table_rows
 from benchmarks.results import package_versions, write_results
 from benchmarks.run_folder import RunFolder
 from benchmarks.settings import (
@@ -79,6 +82,17 @@ class LocalizeSettings:
     seed: int = setting("of everything drawn", default=0, parse=int)
     workers: int = setting("processes", default=1, parse=positive_int, changes_results=False)
     device: str = setting("cpu, cuda, or auto", default="auto", changes_results=False)
+    num_resamples: int = setting(
+        "of the bootstrap, for the confidence intervals",
+        default=5000,
+        parse=positive_int,
+        changes_results=False,
+    )
+    memory: bool = setting(
+        "measure the peak memory of every method on one image",
+        default=True,
+        changes_results=False,
+    )
     figures: bool = setting("draw the figures", default=True, changes_results=False)
     figure_rows: int = setting(
         "rows of the qualitative figure", default=4, parse=positive_int, changes_results=False
@@ -226,7 +240,11 @@ def report(
     """Write the results and figures, and print the table and where they are."""
     evaluator = Evaluator(plan)
     images = [run.records[key] for key in sorted(run.records)]
-    available = [name for name in plan.methods if name not in evaluator.unavailable]
+    about = _about_methods(plan.methods, evaluator.unavailable)
+    main = main_method(about)
+    memory = _peak_memory(settings, plan, images, data) if settings.memory else None
+    summary = summarize(images, [method["name"] for method in about if not method["unavailable"]])
+    summary = with_intervals(summary, images, main, num_resamples=settings.num_resamples)
     results: dict[str, Any] = {
         "command": as_command("localize", settings),
         "settings": as_json(settings),
@@ -235,20 +253,40 @@ def report(
         "device": plan.device,
         "data": data.as_json(),
         "counts": counts(images, plan.protocols, unreadable=len(data.unreadable)),
-        "methods": _about_methods(plan.methods, evaluator.unavailable),
-        "summary": summarize(images, [*available, *FLOORS]),
+        "methods": about,
+        "main_method": main,
+        "memory": memory,
+        "forward": forward_costs(images, plan.protocols, memory),
+        "summary": with_costs(summary, images, memory),
         "images": images,
     }
     paths = write_results(run.path, results)
     if settings.figures:
         paths += draw_figures(settings, results, evaluator, run, data)
     titles = {method["name"]: method["title"] for method in results["methods"]}
-    print(f"\n{as_text(table_rows(results['summary'], titles))}\n")
+    print(f"\n{as_text(table_rows(results['summary'], titles, compact=True))}\n")
+    print("±: half of the 95% bootstrap interval over images")
     print(counts_text(results["counts"], results["data"]))
+    print(forward_text(results["forward"]))
     for name, reason in evaluator.unavailable.items():
         print(f"not available: {titles[name]}: {reason}")
     print("\n" + "\n".join(str(path) for path in paths))
     return paths[0]
+
+
+def _peak_memory(
+    settings: LocalizeSettings,
+    plan: EvaluationPlan,
+    images: list[dict[str, Any]],
+    data: DataChoice,
+) -> dict[str, Any] | None:
+    """On the largest full-size image; on the largest crop where the run has no boxes."""
+    protocol = "boxes" if "boxes" in plan.protocols else plan.protocols[0]
+    key = largest_image(images, protocol)
+    record = next((record for record in data.test.records if record.key == key), None)
+    if record is None:
+        return None
+    return peak_memory(plan, protocol, record, progress=settings.progress)
 
 
 def draw_figures(

@@ -13,14 +13,21 @@ from typing import Any
 from benchmarks.files import write_json, write_text
 from benchmarks.metrics.localization import THRESHOLDS
 from benchmarks.protocols import IOU_UNIT
-from benchmarks.report.tables import as_markdown, counts_text, table_rows
+from benchmarks.report.tables import as_markdown, counts_text, forward_text, table_rows
 
-SCHEMA_VERSION = 1
+# 2: every method has intervals, differences to the main method, and costs.
+SCHEMA_VERSION = 2
 PACKAGES = ("captum-embed", "captum", "torch", "torchvision", "numpy", "pillow", "scikit-image")
+FIGURES = (
+    "score", "mask_score", "accuracy_at_0.2", "mean_accuracy_0.15_to_0.25", "max_box_acc",
+    "max_box_acc_v2",
+)  # fmt: skip
 CSV_COLUMNS = (
-    "method", "title", "family", "protocol", "num_images", "num_empty", "num_not_finite", "score",
-    "mask_score", "num_masks", "accuracy_at_0.2", "mean_accuracy_0.15_to_0.25", "max_box_acc",
-    "max_box_acc_threshold", "max_box_acc_v2", "median_seconds", "unavailable",
+    "method", "title", "family", "protocol", "num_images", "num_empty", "num_not_finite",
+    "num_masks", *FIGURES, "max_box_acc_threshold", "median_seconds", "times_forward",
+    "peak_memory_bytes", "unavailable",
+    *(f"{figure}_{end}" for figure in FIGURES for end in ("low", "high")),
+    *(f"{figure}_difference{end}" for figure in FIGURES for end in ("", "_low", "_high")),
 )  # fmt: skip
 
 
@@ -67,11 +74,24 @@ def as_csv(summary: Mapping[str, Mapping[str, Any]], methods: Sequence[Mapping[s
     writer.writeheader()
     for name, protocols in summary.items():
         for protocol, numbers in protocols.items():
-            writer.writerow({**about[name], "method": name, "protocol": protocol, **numbers})
+            row = {**about[name], "method": name, "protocol": protocol, **_flat(numbers)}
+            writer.writerow(row)
     for method in methods:
         if method.get("unavailable"):
             writer.writerow({**method, "method": method["name"]})
     return buffer.getvalue()
+
+
+def _flat(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a method with the ends of their intervals beside them."""
+    flat = dict(numbers)
+    for figure, ends in numbers["intervals"].items():
+        flat |= dict(zip((f"{figure}_low", f"{figure}_high"), ends, strict=True))
+    for figure in FIGURES:
+        if found := numbers.get("difference", {}).get(figure):
+            names = (f"{figure}_difference{end}" for end in ("", "_low", "_high"))
+            flat |= dict(zip(names, found, strict=True))
+    return flat
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -79,8 +99,11 @@ def markdown(results: Mapping[str, Any]) -> str:
     titles = {method["name"]: method["title"] for method in results["methods"]}
     parts = [
         as_markdown(table_rows(results["summary"], titles)),
+        "In brackets: 95% bootstrap intervals over images. " + _compared_with(results, titles),
         counts_text(results["counts"], results["data"]) + ".",
     ]
+    if forward := forward_text(results["forward"]):
+        parts.append(forward[0].upper() + forward[1:] + ".")
     missing = [m for m in results["methods"] if m.get("unavailable")]
     if missing:
         parts.append(
@@ -88,3 +111,10 @@ def markdown(results: Mapping[str, Any]) -> str:
         )
     parts.append(f"```\n{results['command']}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _compared_with(results: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    main = results["main_method"]
+    if main is None:
+        return "None of our methods is in this run, so there are no differences to it."
+    return f"To main: minus {titles[main]} on the same images, in percentage points."
