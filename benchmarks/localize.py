@@ -59,7 +59,9 @@ class LocalizeSettings:
     network: str = setting("a known name, or package.module:factory", default=DEFAULT_NETWORK)
     layer: str = setting("dotted name of the layer explained", default="features")
     methods: tuple[str, ...] = setting(
-        "names separated by commas; fast and all stand for several", default=("fast",), parse=names
+        "names separated by commas; core, fast and all stand for several",
+        default=("core",),
+        parse=names,
     )
     protocols: tuple[str, ...] = setting(
         f"of {', '.join(PROTOCOLS)}", default=tuple(PROTOCOLS), parse=names
@@ -163,7 +165,7 @@ def _refuse_impossible(settings: LocalizeSettings) -> None:
 def identity(settings: LocalizeSettings, network: nn.Module, data: DataChoice) -> dict[str, Any]:
     """What must be equal for two runs to share a folder: all that can change a number."""
     chosen = as_json(settings, only_changing_results=True)
-    # Where files lie is not what they hold; fast and all may come to mean other methods.
+    # Where files lie is not what they hold; core, fast and all may come to mean other methods.
     del chosen["checkpoint"], chosen["data"]
     chosen["methods"] = [method.name for method in select(settings.methods)]
     chosen["train_classes"] = str(data.train_classes)

@@ -283,7 +283,7 @@ def test_changed_images_are_another_run(finished: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"methods": "saliency,gradcam"}, "unknown method gradcam; known: fast, all"),
+        ({"methods": "saliency,gradcam"}, "unknown method gradcam; known: core, fast, all"),
         ({"protocols": "pixels"}, "unknown protocol pixels; known: attention, boxes"),
         ({"test-classes": "3,9"}, "class"),
         ({"train-classes": None}, "--train-classes and --test-classes"),

@@ -9,7 +9,9 @@ from benchmarks.summary import counts, overlaps, summarize
 def image(ious: list[int], score: float, **more: Any) -> dict[str, Any]:
     """A record whose heatmap has one IoU (percent) up to tau = 0.5 and another above."""
     curve = [ious[0] * 100] * 50 + [ious[1] * 100] * 49
-    boxes = {"iou": curve, "best_iou": curve, "empty": False, "seconds": 0.25, **more}
+    # Of all components one is better than the largest, by 10 percent.
+    best = [min(iou + 1000, 10_000) for iou in curve]
+    boxes = {"iou": curve, "best_iou": best, "empty": False, "seconds": 0.25, **more}
     floor = {"iou": [6000], "best_iou": [6000], "empty": False}
     attention = {"score": score, "empty": score == 0, "seconds": 0.5}
     return {
@@ -30,8 +32,9 @@ def test_figures_are_means_over_images() -> None:
     assert boxes["mean_accuracy_0.15_to_0.25"] == pytest.approx(2 / 3)
     assert boxes["max_box_acc"] == pytest.approx(2 / 3)
     assert boxes["max_box_acc_threshold"] == 0.01
-    # Deltas 0.3, 0.5 and 0.7: at their best thresholds 3, 2 and 2 of three images.
-    assert boxes["max_box_acc_v2"] == pytest.approx((3 + 2 + 2) / 9)
+    # All components (60, 59 and 100 percent, or 90, 80 and 20), deltas 0.3, 0.5 and 0.7: at
+    # their best thresholds 3, 3 and 2 of three images.
+    assert boxes["max_box_acc_v2"] == pytest.approx((3 + 3 + 2) / 9)
     assert boxes["accuracy_curve"] == [0.66667] * 99
     assert boxes["median_seconds"] == 0.25
 
