@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import localize, train
+from benchmarks import ablate, localize, train
 from benchmarks.datasets.records import DatasetError
 from benchmarks.networks import CheckpointError
 from captum_embed.errors import (
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks", description="Benchmarks of attributions for embedding networks"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (localize, train):
+    for command in (localize, ablate, train):
         command.add_parser(commands)
     parsed = parser.parse_args(arguments)
     try:

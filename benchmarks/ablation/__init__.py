@@ -1,0 +1,1 @@
+"""Which settings of transfer localise best, chosen on training classes alone."""

@@ -1,0 +1,123 @@
+"""Activations of every image, computed once and kept on disk: what all variants start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.ablation.variants import BLOCK, LAST, STRIDE_16, BankVariant
+from benchmarks.datasets.preprocess import to_tensor
+from benchmarks.datasets.records import ImageRecord, load_rgb
+from benchmarks.files import write_atomically
+from benchmarks.lite0 import Lite0Features
+from benchmarks.networks import EmbeddingNetwork
+from captum_embed.errors import InputError
+
+ENLARGEMENT = 1.5
+STRIDE_16_BLOCK = 10
+
+
+class ActivationCache:
+    """Activations of full-size images at the layers of the ablation.
+
+    Args:
+        folder (Path): one safetensors file per image; those already there are kept.
+        network (nn.Module): EfficientNet-Lite0 of `benchmarks.networks`.
+        records (sequence of ImageRecord): the images.
+
+    Raises:
+        InputError: another network, whose blocks the ablation does not know.
+    """
+
+    def __init__(self, folder: Path, network: nn.Module, records: Sequence[ImageRecord]) -> None:
+        self.network = network
+        self.features = lite0_features(network)
+        self.folder = folder
+        self.records = records
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def fill(self, *, progress: bool) -> None:
+        """Compute what is missing."""
+        for index, record in enumerate(
+            tqdm(self.records, "activations", unit="image", disable=not progress)
+        ):
+            if not self._path(index).exists():
+                tensors = self._activations(to_tensor(load_rgb(record))[None])
+                write_atomically(self._path(index), partial(save_file, tensors))
+
+    def load(self, index: int) -> dict[str, Tensor]:
+        """Activations (1, C, h, w) of one image, by ``view/layer``."""
+        found: dict[str, Tensor] = load_file(self._path(index))
+        for view in {name.split("/")[0] for name in found}:
+            with torch.no_grad():
+                found[f"{view}/{LAST}"] = self.features.last(found[f"{view}/{BLOCK}"])
+        return found
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.safetensors"
+
+    @torch.no_grad()
+    def _activations(self, image: Tensor) -> dict[str, Tensor]:
+        features, blocks = self.features, self.features.blocks
+        at_stride_16 = blocks[: STRIDE_16_BLOCK + 1](features.stem(image))
+        enlarged = F.interpolate(
+            image, scale_factor=ENLARGEMENT, mode="bilinear", align_corners=False
+        )
+        tensors = {
+            f"plain/{STRIDE_16}": at_stride_16,
+            f"plain/{BLOCK}": blocks[STRIDE_16_BLOCK + 1 :](at_stride_16),
+            f"flipped/{BLOCK}": blocks(features.stem(image.flip(3))).flip(3),
+            f"enlarged/{BLOCK}": blocks(features.stem(enlarged)),
+        }
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+class Tail(nn.Module):
+    """The network from one of the ablation's layers on: activations to embeddings.
+
+    Args:
+        network (EmbeddingNetwork): EfficientNet-Lite0.
+        variant (BankVariant): the layer, the pooling, and what the gradient sees of the norm.
+    """
+
+    def __init__(self, network: nn.Module, variant: BankVariant) -> None:
+        super().__init__()
+        features = lite0_features(network)
+        above: list[nn.Module] = {
+            LAST: [],
+            BLOCK: [features.last],
+            STRIDE_16: [*features.blocks[STRIDE_16_BLOCK + 1 :], features.last],
+        }[variant.layer]
+        self.entry = nn.Identity()
+        self.above = nn.Sequential(*above)
+        self.head = cast(EmbeddingNetwork, network).head
+        self.variant = variant
+
+    def forward(self, activations: Tensor) -> Tensor:
+        last = self.above(self.entry(activations))
+        pooled = last.amax((2, 3)) if self.variant.pooling == "max" else last.mean((2, 3))
+        embedding: Tensor = self.head(pooled)
+        norm = embedding.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return embedding / (norm.detach() if self.variant.norm == "constant" else norm)
+
+
+def lite0_features(network: nn.Module) -> Lite0Features:
+    """The features of a network, if it is the one whose blocks the ablation knows.
+
+    Raises:
+        InputError: it is another.
+    """
+    if not isinstance(network, EmbeddingNetwork) or not isinstance(network.features, Lite0Features):
+        raise InputError(
+            "the ablation compares layers of EfficientNet-Lite0 by name; give --network "
+            f"efficientnet_lite0, not a {type(network).__name__} of other features"
+        )
+    return network.features

@@ -1,0 +1,217 @@
+"""What is varied: one axis at a time around the recommended recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import Tensor
+
+from captum_embed import channel_filters
+from captum_embed.map_functions import (
+    MapFunction,
+    background_contrast,
+    background_distance,
+    weighted_norm,
+    weighted_sum,
+)
+from captum_embed.metric_forwards import Distance
+from captum_embed.recipes import PAPER, RECOMMENDED
+
+LAST, BLOCK, STRIDE_16 = "last", "blocks", "blocks.10"
+View = Literal["plain", "flipped", "enlarged"]
+
+
+@dataclass(frozen=True)
+class BankVariant:
+    """How a bank's grad-weights come about; equal ones share a bank.
+
+    Args:
+        layer (str): ``"last"``, the last activation; ``"blocks"``, the last block, in front of
+            the final 1x1 convolution; ``"blocks.10"``, the last block at stride 16.
+        num_tuples (int): per image.
+        mining (str): ``"hardest"`` or ``"random"``.
+        distance (str): of the triplet loss.
+        norm (str): ``"differentiated"``: the gradient passes the L2 norm; ``"constant"``: it is
+            taken in front of it, the norm held fixed.
+        pooling (str): of the embedding head; the network is not trained anew for it.
+        roles (str): ``"anchor"``: gradients of an image as the anchor of its tuples; ``"all"``:
+            also as their positive and as a negative.
+    """
+
+    layer: str = BLOCK
+    num_tuples: int = RECOMMENDED.num_tuples
+    mining: Literal["hardest", "random"] = RECOMMENDED.mining
+    distance: Distance = "squared_euclidean"
+    norm: Literal["differentiated", "constant"] = "differentiated"
+    pooling: Literal["average", "max"] = "average"
+    roles: Literal["anchor", "all"] = "anchor"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of everything, named by what it changes.
+
+    Args:
+        axis (str): what is varied.
+        name (str): its value.
+        bank (BankVariant): where the grad-weights come from.
+        entry_filter (Callable, optional): applied to the bank's weights, before averaging.
+        class_mean (bool): each entry's weights are the mean of its class.
+        num_neighbors (int, optional): entries averaged; None: all.
+        nearer_counts_more (bool): weigh neighbours by one over their distance.
+        channel_filter (Callable, optional): applied to the averaged weights.
+        uniform (bool): all weights equal, the control.
+        map_func (MapFunction): from weights and activations to the map.
+        views (tuple of str): forwards whose maps are averaged.
+        fused_with (str, optional): a second layer, whose map is multiplied in.
+        percentile (float): of the map at which it is cut off.
+        power (float): exponent of the finished map.
+    """
+
+    axis: str
+    name: str
+    bank: BankVariant = field(default_factory=BankVariant)
+    entry_filter: Callable[[Tensor], Tensor] | None = channel_filters.absolute
+    class_mean: bool = False
+    num_neighbors: int | None = RECOMMENDED.num_neighbors
+    nearer_counts_more: bool = False
+    channel_filter: Callable[[Tensor], Tensor] | None = None
+    uniform: bool = False
+    map_func: MapFunction = RECOMMENDED.map_func or weighted_sum
+    views: tuple[View, ...] = ("plain",)
+    fused_with: str | None = None
+    percentile: float = 100.0
+    power: float = 1.0
+
+    @property
+    def key(self) -> str:
+        return f"{self.axis}: {self.name}"
+
+
+BASE = Variant("recipe", "recommended")
+PAPER_VARIANT = Variant(
+    "recipe",
+    "paper",
+    bank=BankVariant(LAST, PAPER.num_tuples, PAPER.mining),
+    entry_filter=None,
+    num_neighbors=1,
+    channel_filter=PAPER.channel_filter,
+    map_func=weighted_sum,
+)
+CONTROL = Variant("recipe", "recommended, uniform weights", uniform=True)
+FINAL = (BASE, PAPER_VARIANT, CONTROL)
+
+
+def _of(axis: str, **named: dict[str, object]) -> list[Variant]:
+    return [
+        replace(BASE, axis=axis, name=name.replace("_", " ").strip(), **changes)  # type: ignore[arg-type]
+        for name, changes in named.items()
+    ]
+
+
+def _bank(**changes: object) -> dict[str, object]:
+    return {"bank": replace(BankVariant(), **changes)}  # type: ignore[arg-type]
+
+
+def _layers() -> list[Variant]:
+    found = []
+    for layer, words in (
+        (LAST, "last activation"),
+        (BLOCK, "last block"),
+        (STRIDE_16, "stride 16"),
+    ):
+        for map_words, map_func in (
+            ("weighted sum", weighted_sum),
+            ("weighted norm", weighted_norm),
+            ("background distance", BASE.map_func),
+        ):
+            found.append(
+                replace(
+                    BASE,
+                    axis="layer and map",
+                    name=f"{words}, {map_words}",
+                    bank=BankVariant(layer),
+                    map_func=map_func,
+                )
+            )
+    return found
+
+
+VARIANTS: tuple[Variant, ...] = (
+    *FINAL,
+    *_layers(),
+    *_of(
+        "layer and map",
+        last_block_times_stride_16={"fused_with": STRIDE_16},
+        last_block_times_last_activation={"fused_with": LAST},
+    ),
+    *_of(
+        "background",
+        mean_of_the_border={"map_func": background_contrast(1.3)},
+        nearest_10_percent_of_the_border={"map_func": background_distance(2.6, 0.1)},
+        nearest_60_percent_of_the_border={"map_func": background_distance(2.6, 0.6)},
+        the_whole_border={"map_func": background_distance(2.6, 1.0)},
+    ),
+    *_of(
+        "filter and sign",
+        absolute_after_averaging={
+            "entry_filter": None,
+            "channel_filter": channel_filters.absolute,
+        },
+        positive={"entry_filter": channel_filters.positive},
+        negative={"entry_filter": channel_filters.negative},
+        top_50_channels={"channel_filter": channel_filters.top_channels(50)},
+        signed_sum_of_the_last_activation={
+            "bank": BankVariant(LAST),
+            "entry_filter": None,
+            "map_func": weighted_sum,
+        },
+        positive_sum_of_the_last_activation={
+            "bank": BankVariant(LAST),
+            "entry_filter": channel_filters.positive,
+            "map_func": weighted_sum,
+        },
+    ),
+    *_of(
+        "tuples",
+        hardest_1=_bank(num_tuples=1),
+        hardest_10=_bank(num_tuples=10),
+        hardest_200=_bank(num_tuples=200),
+        random_1=_bank(num_tuples=1, mining="random"),
+        random_50=_bank(mining="random"),
+        random_200=_bank(num_tuples=200, mining="random"),
+    ),
+    *_of(
+        "loss",
+        euclidean=_bank(distance="euclidean"),
+        cosine=_bank(distance="cosine"),
+        norm_held_constant=_bank(norm="constant"),
+        image_in_all_roles=_bank(roles="all"),
+        max_pooled_embedding=_bank(pooling="max"),
+    ),
+    *_of(
+        "neighbours",
+        _1={"num_neighbors": 1},
+        _5={"num_neighbors": 5},
+        _20={"num_neighbors": 20},
+        _50={"num_neighbors": 50},
+        all={"num_neighbors": None},
+        _10_nearer_count_more={"nearer_counts_more": True},
+        class_means={"class_mean": True},
+    ),
+    *_of(
+        "views",
+        and_flipped={"views": ("plain", "flipped")},
+        and_enlarged={"views": ("plain", "enlarged")},
+        and_both={"views": ("plain", "flipped", "enlarged")},
+    ),
+    *_of(
+        "normalisation",
+        cut_at_the_99th_percentile={"percentile": 99.0},
+        cut_at_the_95th_percentile={"percentile": 95.0},
+        square_root={"power": 0.5},
+        no_power={"map_func": background_distance(1.0)},
+    ),
+)
