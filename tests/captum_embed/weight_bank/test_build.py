@@ -62,13 +62,17 @@ class LinearEncoder(nn.Module):
         return self.head(self.layer(images).mean((2, 3)))
 
 
+@pytest.mark.parametrize("num_tuples", [20, 40])  # an image has 24
 @pytest.mark.parametrize("mining", ["hardest", "random"])
-def test_triplet_weights_are_the_closed_form(make_dataset: Make, mining: str) -> None:
+def test_triplet_weights_are_the_closed_form(
+    make_dataset: Make, mining: str, num_tuples: int
+) -> None:
     """dL/da = 2 (n - p), and so dL/dA = W^T 2 (n - p) / (H W): mean over tuples with a loss."""
+    settings = {"num_tuples": num_tuples, "mining": mining, "seed": 4}
     dataset = make_dataset()
     forward = TripletForward(LinearEncoder(), margin=0.1)
-    bank = build(forward, forward.encoder.layer, dataset, num_tuples=20, mining=mining, seed=4)
-    e, _, tuples = mined(forward, dataset, num_tuples=20, mining=mining, seed=4)
+    bank = build(forward, forward.encoder.layer, dataset, **settings)
+    e, _, tuples = mined(forward, dataset, **settings)
     head = forward.encoder.head.weight.detach()
     assert not tuples.active.all()  # some tuples have no loss, and must not count
     for row, key in enumerate(bank.keys or ()):
@@ -154,17 +158,21 @@ def test_nothing_below_the_layer_is_backpropagated_and_a_batch_costs_one_pass_ab
 def test_activations_of_one_batch_only_are_alive(make_encoder: Make, make_dataset: Make) -> None:
     forward = TripletForward(make_encoder(), margin=5.0)
     alive: list[weakref.ref[Tensor]] = []
+    graphs: list[bool] = []
     most = 0
 
     def watch(_: nn.Module, __: Any, output: Tensor) -> None:
         nonlocal most
         alive.append(weakref.ref(output))
+        graphs.append(torch.is_grad_enabled())
         most = max(most, sum(one() is not None for one in alive))
 
     forward.encoder.layer.register_forward_hook(watch)
     build(forward, forward.encoder.layer, make_dataset(per_class=8), batch_size=2)
     assert len(alive) == 24
     assert most <= 2
+    # Graphs are kept for the batch that tells whether the layer matters, and for the gradients.
+    assert graphs == [True] + [False] * 11 + [True] * 12
 
 
 @pytest.mark.parametrize("mining", ["hardest", "random"])
@@ -243,9 +251,23 @@ def test_images_without_a_loss_get_no_entry_and_are_counted(make_encoder: Make) 
         (image(0.2), 1),
         (image(0.35), 2),
     ]
+    read = []
+
+    class Counted:
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            read.append(index)
+            return dataset[index]
+
     forward = TripletForward(Mean(), margin=0.2)
     with pytest.warns(UserWarning, match=r"2 of 6 images carry no gradient .*margin 0\.2"):
-        bank = build(forward, forward.encoder.layer, dataset, keys=list("abcdef"))
+        bank = build(forward, forward.encoder.layer, Counted(), keys=list("abcdef"))
+    assert read == [0, 1, 2, 3, 4, 5, 1, 2, 4, 5]
+    # Tuples of image b: (e, c). Of e: (b, c) and (b, f). All three channels alike.
+    assert bank.weights[0].tolist() == pytest.approx([2 * (0.1 - 0.2) / 4] * 3)
+    assert bank.weights[2].tolist() == pytest.approx([(0.1 + 0.35 - 2 * 0.02) / 4] * 3)
     assert bank.keys == ("b", "c", "e", "f")
     assert bank.labels is not None
     assert bank.labels.tolist() == [1, 2, 1, 2]
