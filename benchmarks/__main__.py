@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from benchmarks import ablate, localize, train
 from benchmarks.datasets.records import DatasetError
 from benchmarks.networks import CheckpointError
+from benchmarks.report import command as report
 from captum_embed.errors import (
     BankFileError,
     BankMismatchError,
@@ -37,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks", description="Benchmarks of attributions for embedding networks"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (localize, ablate, train):
+    for command in (localize, report, ablate, train):
         command.add_parser(commands)
     parsed = parser.parse_args(arguments)
     try:
-        parsed.run(parsed)
+        parsed.execute(parsed)
     except KeyboardInterrupt:
         return INTERRUPTED
     except EXPECTED as error:

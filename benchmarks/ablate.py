@@ -252,7 +252,7 @@ def add_parser(commands: Any) -> None:
         "ablate", help="vary the settings of transfer, one at a time, on training classes alone"
     )
     add_arguments(parser, AblateSettings)
-    parser.set_defaults(run=run)
+    parser.set_defaults(execute=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -14,17 +14,19 @@ from tqdm import tqdm
 from benchmarks.data_choice import DataChoice, choose_data, survey
 from benchmarks.evaluation import EvaluationPlan, Evaluator, sample
 from benchmarks.files import require_writable_folder
-from benchmarks.localize_figures import write_curves, write_qualitative
+from benchmarks.localize_figures import write_panels, write_qualitative
 from benchmarks.memory import largest_image, peak_memory
 from benchmarks.methods import distinct_banks, select
 from benchmarks.networks import DEFAULT_NETWORK, build_network, find_layer, named_layer
 from benchmarks.parallel import evaluate_all
 from benchmarks.preparation import ProtocolCache, ShownImages, mine_queries, prepare_bank
 from benchmarks.protocols import PROTOCOLS
+from benchmarks.report.command import write_figures
 from benchmarks.report.cost import forward_costs, with_costs
+from benchmarks.report.html import write_html
 from benchmarks.report.intervals import main_method, with_intervals
 from benchmarks.report.tables import as_text, counts_text, forward_text, table_rows
-from benchmarks.results import package_versions, write_results
+from benchmarks.results import header, package_versions, write_results
 from benchmarks.run_folder import RunFolder
 from benchmarks.settings import (
     ClassNumbers,
@@ -248,11 +250,13 @@ def report(
     summary = summarize(images, [method["name"] for method in about if not method["unavailable"]])
     summary = with_intervals(summary, images, main, num_resamples=settings.num_resamples)
     results: dict[str, Any] = {
+        **header(),
         "command": as_command("localize", settings),
         "settings": as_json(settings),
         "versions": package_versions(),
         "threads": torch.get_num_threads(),
         "device": plan.device,
+        "identity": run.identity,
         "data": data.as_json(),
         "counts": counts(images, plan.protocols, unreadable=len(data.unreadable)),
         "methods": about,
@@ -265,6 +269,7 @@ def report(
     paths = write_results(run.path, results)
     if settings.figures:
         paths += draw_figures(settings, results, evaluator, run, data)
+    paths.append(write_html(run.path, results, images=settings.figures))
     titles = {method["name"]: method["title"] for method in results["methods"]}
     print(f"\n{as_text(table_rows(results['summary'], titles, compact=True))}\n")
     print("±: half of the 95% bootstrap interval over images")
@@ -298,9 +303,10 @@ def draw_figures(
     run: RunFolder,
     data: DataChoice,
 ) -> list[Path]:
-    """The curve, and the qualitative figure of the boxes protocol, or of the first there is."""
+    """The charts, and images of the boxes protocol, or of the first there is."""
     bench = evaluator.benches.get("boxes") or next(iter(evaluator.benches.values()))
-    return write_curves(run.path, results) + write_qualitative(
+    write_panels(run.path, bench, data, results, rows=settings.figure_rows, seed=settings.seed)
+    return write_figures(run.path, results) + write_qualitative(
         run.path,
         bench,
         data,
@@ -335,7 +341,7 @@ def add_parser(commands: Any) -> None:
         "localize", help="compare attribution methods by how well they find the object"
     )
     add_arguments(parser, LocalizeSettings)
-    parser.set_defaults(run=run)
+    parser.set_defaults(execute=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

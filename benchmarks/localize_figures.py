@@ -1,4 +1,4 @@
-"""The two figures of a localization run."""
+"""The figures of a localization run, and the images of its report."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from benchmarks.datasets.preprocess import to_image
 from benchmarks.datasets.records import Box, ImageRecord, load_rgb
 from benchmarks.evaluation import Bench
 from benchmarks.methods import METHODS, Method, heatmap
-from benchmarks.metrics.localization import PAPER_THRESHOLD, THRESHOLDS, threshold_sweep
-from benchmarks.report.figures import Panel, curve_lines, draw_curves, draw_rows, save_figure
+from benchmarks.metrics.localization import PAPER_THRESHOLD, threshold_sweep
+from benchmarks.report.figures import Panel, draw_rows, save_figure
+from benchmarks.report.panels import (
+    FOLDER,
+    ImagePanels,
+    MapPanel,
+    Panels,
+    compared_methods,
+    image_scores,
+    remove_panels,
+    worst_images,
+    write_index,
+    write_map,
+    write_photo,
+)
 from captum_embed import WeightBank
-
-
-def write_curves(folder: Path, results: Mapping[str, Any]) -> list[Path]:
-    """curve.png and curve.svg; nothing without the boxes protocol."""
-    lines = curve_lines(results["summary"], results["methods"])
-    if not lines:
-        return []
-    data, measured = results["data"], results["counts"]["measured"]["boxes"]
-    classes = data["test"]["classes"]
-    subtitle = f"{data['name']}, {measured} images of classes {classes}"
-    figure = draw_curves(lines, THRESHOLDS, subtitle)
-    return [save_figure(figure, folder / f"curve.{kind}") for kind in ("png", "svg")]
 
 
 def write_qualitative(
@@ -77,6 +78,64 @@ def write_qualitative(
     return [save_figure(draw_rows(pairs, title), folder / "qualitative.png")]
 
 
+def write_panels(
+    folder: Path,
+    bench: Bench,
+    data: DataChoice,
+    results: Mapping[str, Any],
+    *,
+    rows: int,
+    seed: int,
+) -> None:
+    """The images and maps of the HTML report: some drawn at random, and the worst.
+
+    Args:
+        folder (Path): of the run.
+        bench (Bench): of one protocol.
+        data (DataChoice): of the run.
+        results (Mapping): content of results.json.
+        rows (int): images drawn, as for `write_qualitative`.
+        seed (int): of the draw.
+    """
+    protocol = bench.protocol.name
+    methods = compared_methods(results, protocol)
+    measured = image_scores(results, protocol, next(iter(methods), None))
+    records = {record.key: record for record in data.test.records if record.key in measured}
+    chosen = [record.key for record in _one_of_each_class(list(records.values()), rows, seed)]
+    worst = worst_images(results, protocol)
+    remove_panels(folder)
+    shown = {
+        key: _image_panels(folder / FOLDER, f"{index:02}", bench, records[key], methods)
+        for index, key in enumerate(dict.fromkeys([*chosen, *worst]))
+    }
+    panels = [tuple(shown[key] for key in keys) for keys in (chosen, worst)]
+    write_index(folder, Panels(protocol, *panels))
+
+
+def _image_panels(
+    folder: Path, number: str, bench: Bench, record: ImageRecord, methods: Sequence[str]
+) -> ImagePanels:
+    frame = bench.protocol.frame(record)
+    assert frame is not None
+    height, width = frame.size
+    photo = write_photo(_pixels(frame.image), folder / f"image-{number}.png")
+    maps = []
+    for name in methods:
+        heat = bench.heatmap(name, bench.query(record.key, frame.image))
+        heat = heat if np.isfinite(heat).all() else np.zeros_like(heat)
+        file = write_map(heat, folder / f"map-{number}-{name}.png")
+        maps.append(MapPanel(name, file.name, _box_at(heat, frame.box, PAPER_THRESHOLD)))
+    return ImagePanels(
+        record.key, record.class_name, (width, height), frame.box, photo.name, tuple(maps)
+    )
+
+
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    """A normalised image (3, H, W) as (H, W, 3) uint8."""
+    pixels: np.ndarray = (to_image(image) * 255).round().byte().permute(1, 2, 0).numpy()
+    return pixels
+
+
 def _one_of_each_class(records: Sequence[ImageRecord], count: int, seed: int) -> list[ImageRecord]:
     """Records in random order, one of each class before a second of any."""
     order = np.random.default_rng(seed).permutation(len(records))
@@ -106,7 +165,7 @@ def _panel(bench: Bench, method: Method, record: ImageRecord) -> Panel:
     pixels = heatmap(explain(query), (image.shape[1], image.shape[2]), method.map_power)
     box = None if frame is None else frame.box
     return Panel(
-        image=(to_image(image) * 255).round().byte().permute(1, 2, 0).numpy(),
+        image=_pixels(image),
         heatmap=pixels,
         box=box,
         predicted=None if box is None else _box_at(pixels, box, PAPER_THRESHOLD),

@@ -43,24 +43,31 @@ def _version(package: str) -> str:
         return "unknown"
 
 
+def header() -> dict[str, Any]:
+    """How results.json is to be read."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "thresholds": [round(float(threshold), 2) for threshold in THRESHOLDS],
+        "iou_unit": f"1/{IOU_UNIT}, rounded down",
+    }
+
+
 def write_results(folder: Path, results: Mapping[str, Any]) -> list[Path]:
     """All three files, from the content of results.json.
 
     Args:
         folder (Path): of the run.
-        results (Mapping): settings, versions, data, methods, counts, summary, images.
+        results (Mapping): `header`, settings, versions, data, methods, counts, summary, images.
 
     Returns:
         list of Path: what was written.
     """
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "thresholds": [round(float(threshold), 2) for threshold in THRESHOLDS],
-        "iou_unit": f"1/{IOU_UNIT}, rounded down",
-        **results,
-    }
+    return [write_json(folder / "results.json", results), *write_tables(folder, results)]
+
+
+def write_tables(folder: Path, results: Mapping[str, Any]) -> list[Path]:
+    """results.csv and results.md, from the content of results.json."""
     return [
-        write_json(folder / "results.json", content),
         write_text(folder / "results.csv", as_csv(results["summary"], results["methods"])),
         write_text(folder / "results.md", markdown(results)),
     ]

@@ -32,6 +32,7 @@ class RunFolder:
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
+        self.identity = identity
         require_writable_folder(path, "--output")
         self._identity_path = path / "run.json"
         self._records_path = path / "records.jsonl"

@@ -319,7 +319,7 @@ def _metadata(
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("train", help="train an embedding network with a triplet loss")
     add_arguments(parser, TrainSettings)
-    parser.set_defaults(run=run)
+    parser.set_defaults(execute=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -50,21 +50,35 @@ class Line:
         title (str): in the legend.
         family (str): decides on the line style; `FLOOR` for those without a network.
         accuracy (sequence of float): in [0, 1], one per threshold.
+        band (pair of sequences of float, optional): ends of its interval, drawn as a band.
     """
 
     title: str
     family: str
     accuracy: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 def curve_lines(
-    summary: Mapping[str, Mapping[str, Any]], methods: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Mapping[str, Any]],
+    methods: Sequence[Mapping[str, Any]],
+    banded: str | None = None,
 ) -> list[Line]:
-    """The lines of a run's curve figure, floors last."""
+    """The lines of a run's curve figure, floors last.
+
+    Args:
+        summary (Mapping): of the run.
+        methods (sequence of Mapping): of the run.
+        banded (str, optional): the method that has its 95% band drawn.
+    """
     about = {method["name"]: (method["title"], method["family"]) for method in methods}
     about |= {name: (title, FLOOR) for name, title in FLOORS.items()}
     return [
-        Line(*about[name], numbers["boxes"]["accuracy_curve"])
+        Line(
+            *about[name],
+            numbers["boxes"]["accuracy_curve"],
+            tuple(numbers["boxes"]["intervals"]["accuracy_curve"]) if name == banded else None,
+        )
         for name, numbers in summary.items()
         if "boxes" in numbers
     ]
@@ -117,6 +131,9 @@ def _at_fixed_threshold(line: Line) -> float:
 
 
 def _draw_line(axes: Axes, line: Line, thresholds: np.ndarray, colour: str) -> None:
+    if line.band is not None:
+        low, high = (100 * np.asarray(end) for end in line.band)
+        axes.fill_between(thresholds, low, high, color=colour, alpha=0.15, lw=0)
     axes.plot(
         thresholds,
         100 * np.asarray(line.accuracy),
