@@ -40,7 +40,7 @@ from benchmarks.settings import (
 )
 from benchmarks.summary import FLOORS, counts, summarize
 from benchmarks.train import chosen_device
-from captum_embed import TripletForward
+from captum_embed import TripletForward, WeightBank
 from captum_embed.errors import InputError
 from captum_embed.weight_bank import encoder_fingerprint
 
@@ -202,14 +202,20 @@ def prepare(
                 seed=settings.seed,
                 progress=settings.progress,
             ).save(cache.queries)
+        built: dict[tuple[nn.Module, int, str], WeightBank] = {}
         for spec in distinct_banks(methods):
-            prepare_bank(
+            bank_layer = named_layer(forward.encoder, layer, spec.layer)
+            num_tuples = spec.num_tuples or settings.num_tuples
+            mining = spec.mining or settings.mining
+            # What is asked for in two ways, by name and as the run says, is built once.
+            built[bank_layer, num_tuples, mining] = prepare_bank(
                 cache.bank(spec),
                 forward,
-                named_layer(forward.encoder, layer, spec.layer),
+                bank_layer,
                 ShownImages(data.train.records, PROTOCOLS[name]),
-                num_tuples=spec.num_tuples or settings.num_tuples,
-                mining=spec.mining or settings.mining,
+                same=built.get((bank_layer, num_tuples, mining)),
+                num_tuples=num_tuples,
+                mining=mining,
                 seed=settings.seed,
                 progress=settings.progress,
             )

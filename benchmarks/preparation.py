@@ -162,15 +162,16 @@ def prepare_bank(
     layer: nn.Module,
     images: ShownImages,
     *,
+    same: WeightBank | None = None,
     num_tuples: int,
     mining: Literal["hardest", "random"],
     seed: int,
     progress: bool,
 ) -> WeightBank:
-    """The bank of the training images: read from the cache, or built and put there."""
+    """The bank of the training images: read from the cache, or put there, built or the `same`."""
     if path.exists():
         return WeightBank.load(path)
-    bank: WeightBank = build_weight_bank(
+    bank = same or build_weight_bank(
         forward,
         layer,
         images,
