@@ -183,9 +183,7 @@ def _flat_zones(scaled, thresholds):  # type: ignore[no-untyped-def]
                 _start_zone(zones, zone, row, column, width)
             zones_here[x] = zone
             _extend_zone(zones, zone, row, column)
-            # N touches NW, NE and W, and is united with them already.
-            if w == level and zones_here[x - 1] != zone:
-                _unite_equal(parents, zone, zones_here[x - 1])
+            # All other neighbours of equal level touch one another, and are united already.
             if ne == level and n != level and zones_above[x + 1] != zone:
                 _unite_equal(parents, zone, zones_above[x + 1])
             if n > 0 and n != level:
