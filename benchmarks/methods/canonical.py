@@ -66,10 +66,12 @@ _HOOKED = (nn.ReLU, Elementwise, UnitLength, LayerOutput, nn.MaxPool2d, nn.Softm
 
 @dataclass(frozen=True)
 class CanonicalNetwork:
-    """Args:
-    encoder (nn.Module): images (N, 3, H, W) to embeddings (N, D), as the network.
-    layer (LayerOutput): gives what the explained layer gives.
-    operations (frozenset): types of its modules; functions and names of methods.
+    """What `canonical` gives.
+
+    Args:
+        encoder (nn.Module): images (N, 3, H, W) to embeddings (N, D), as the network.
+        layer (LayerOutput): gives what the explained layer gives.
+        operations (frozenset): types of its modules; functions and names of methods.
     """
 
     encoder: fx.GraphModule
@@ -83,7 +85,7 @@ class CanonicalNetwork:
 
 
 def canonical(network: nn.Module, layer: nn.Module) -> CanonicalNetwork:
-    """The copy.
+    """A network's canonical copy.
 
     Args:
         network (nn.Module): images to embeddings, in evaluation mode; it is left as it is.

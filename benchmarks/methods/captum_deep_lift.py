@@ -8,6 +8,7 @@ they sum to about zero whatever the change is.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,18 @@ import torch
 import torch.nn.functional as F
 from captum.attr import DeepLift, DeepLiftShap, LayerDeepLift, LayerDeepLiftShap
 from captum.attr._core import deep_lift
+from captum.attr._utils.custom_modules import Addition_Module
 from torch import Tensor, nn
 
 from benchmarks.methods.availability import trial_query, tried
 from benchmarks.methods.baselines import mean_image, plain_images
-from benchmarks.methods.canonical import CanonicalNetwork, Elementwise, UnitLength, canonical
+from benchmarks.methods.canonical import (
+    CanonicalNetwork,
+    Elementwise,
+    LayerOutput,
+    UnitLength,
+    canonical,
+)
 from benchmarks.methods.canonical_loss import HingedTriplets, active_references
 from benchmarks.methods.captum_call import explainer
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
@@ -32,10 +40,13 @@ BASELINES_AT_A_TIME = 2
 # How far the attributions' sum may be from the change of the loss, as a part of both.
 TOLERANCE = 0.02
 
-_NEEDS_NO_RULE = frozenset(
-    {nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, F.pad, torch.flatten}
-    | {"view_as", "flatten", "view", "reshape", "mean", "contiguous", "permute", torch.cat}
-)
+_LINEAR = frozenset(
+    {
+        nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, Addition_Module,
+        LayerOutput, operator.sub, F.pad, torch.cat, torch.flatten, torch.mean, torch.sum,
+        "contiguous", "flatten", "mean", "permute", "reshape", "sum", "view", "view_as",
+    }
+)  # fmt: skip
 
 
 def unit_length_rule(
@@ -79,46 +90,48 @@ def unit_length_rule(
 deep_lift.SUPPORTED_NON_LINEAR[Elementwise] = deep_lift.nonlinear
 deep_lift.SUPPORTED_NON_LINEAR[UnitLength] = unit_length_rule
 
-Baselines = Callable[[Subject, Query], Tensor]
+
+def _create(forward: nn.Module, network: CanonicalNetwork, *, at_layer: bool, shap: bool) -> Any:
+    if at_layer:
+        return (LayerDeepLiftShap if shap else LayerDeepLift)(forward, network.layer)
+    return (DeepLiftShap if shap else DeepLift)(forward)
 
 
-def _one_baseline(subject: Subject, query: Query) -> Tensor:
-    return mean_image(query.image)
+def _plain_baselines(image: Tensor, budget: int) -> Tensor:
+    # An evaluation of the image goes with each of a baseline.
+    together = min(NUM_BASELINES, budget // 2) // BASELINES_AT_A_TIME
+    return plain_images(image, BASELINES_AT_A_TIME * max(1, together))
 
 
-def _plain_baselines(subject: Subject, query: Query) -> Tensor:
-    pairs = min(NUM_BASELINES, subject.budget // 2) // BASELINES_AT_A_TIME
-    return plain_images(query.image, BASELINES_AT_A_TIME * max(1, pairs))
-
-
-def _deep_lift(
-    create: Callable[[nn.Module, nn.Module], Any],
-    baselines: Baselines,
-    reduce: Callable[[Tensor], Tensor],
-) -> Callable[[Subject], Explainer]:
+def _deep_lift(*, at_layer: bool, shap: bool) -> Callable[[Subject], Explainer]:
     def build(subject: Subject) -> Explainer:
         network = canonical(subject.network, subject.layer)
         forward = HingedTriplets(network.encoder, subject.forward).eval()
-        _require_completeness(subject, network, forward)
-        method = create(forward, network.layer)
+        _require_completeness(
+            subject, network, forward, _create(forward, network, at_layer=at_layer, shap=False)
+        )
+        method = _create(forward, network, at_layer=at_layer, shap=shap)
 
         def attribute(query: Query) -> Tensor:
             references = active_references(subject.forward, query)
             if not references[0].shape[1]:
                 return torch.zeros_like(query.image)
+            image = query.image
+            baselines = _plain_baselines(image, subject.budget) if shap else mean_image(image)
             parts = [
-                method.attribute(query.image, some, additional_forward_args=references).detach()
-                for some in baselines(subject, query).split(BASELINES_AT_A_TIME)
+                method.attribute(image, some, additional_forward_args=references).detach()
+                for some in baselines.split(BASELINES_AT_A_TIME)
             ]
             return torch.stack(parts).mean(0)
 
+        reduce = channel_sum if at_layer else colour_magnitude
         return explainer(subject, attribute, reduce, network=forward)
 
     return tried(build)
 
 
 def _require_completeness(
-    subject: Subject, network: CanonicalNetwork, forward: HingedTriplets
+    subject: Subject, network: CanonicalNetwork, forward: HingedTriplets, method: Any
 ) -> None:
     """Raises where a nonlinearity without a rule keeps the attributions from summing up."""
     query = trial_query(subject)
@@ -127,7 +140,7 @@ def _require_completeness(
 
     def attribute(query: Query) -> Tensor:
         baseline = mean_image(query.image)
-        attributions: Tensor = DeepLift(forward).attribute(
+        attributions = method.attribute(
             query.image, baseline, additional_forward_args=query.references
         )
         with torch.no_grad():
@@ -137,7 +150,7 @@ def _require_completeness(
 
     total, change = explainer(subject, attribute, lambda sums: sums, network=forward)(query)
     if not (total - change).abs() <= TOLERANCE * (total.abs() + change.abs()):
-        beside = network.beside(_NEEDS_NO_RULE | frozenset(deep_lift.SUPPORTED_NON_LINEAR))
+        beside = network.beside(_LINEAR | frozenset(deep_lift.SUPPORTED_NON_LINEAR))
         raise MethodUnavailableError(
             f"its attributions sum to {float(total):.3g} where the loss changes by "
             f"{float(change):.3g}; without a DeepLift rule: {beside or 'none known'}"
@@ -150,14 +163,14 @@ METHODS_OF_LAYERS = (
         "LayerDeepLift",
         "captum: layer",
         "change of the activation from the mean image's, times the loss's change with it",
-        _deep_lift(LayerDeepLift, _one_baseline, channel_sum),
+        _deep_lift(at_layer=True, shap=False),
     ),
     Method(
         "layer_deep_lift_shap",
         "LayerDeepLiftShap",
         "captum: layer",
         "LayerDeepLift averaged over plain baselines",
-        _deep_lift(LayerDeepLiftShap, _plain_baselines, channel_sum),
+        _deep_lift(at_layer=True, shap=True),
         cost="slow",
     ),
 )
@@ -168,14 +181,14 @@ METHODS_OF_PIXELS = (
         "DeepLift",
         "captum: input",
         "change of the loss from the mean image, shared out by the rescale rule",
-        _deep_lift(lambda forward, _: DeepLift(forward), _one_baseline, colour_magnitude),
+        _deep_lift(at_layer=False, shap=False),
     ),
     Method(
         "deep_lift_shap",
         "DeepLiftShap",
         "captum: input",
         "DeepLift averaged over plain baselines",
-        _deep_lift(lambda forward, _: DeepLiftShap(forward), _plain_baselines, colour_magnitude),
+        _deep_lift(at_layer=False, shap=True),
         cost="slow",
     ),
 )

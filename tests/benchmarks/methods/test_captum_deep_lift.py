@@ -1,0 +1,172 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import DeepLift
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from benchmarks.methods import METHODS, MethodUnavailableError, Query, Subject
+from benchmarks.methods.canonical import canonical
+from benchmarks.methods.canonical_loss import HingedTriplets, active_references
+from benchmarks.methods.captum_deep_lift import unit_length_rule
+from captum_embed import TripletForward
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 8), st.floats(0.1, 10), st.integers(0, 10**6))
+def test_the_rule_for_the_l2_norm_sums_to_the_change(
+    rows: int, width: int, scale: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(2 * rows, width, generator=generator, dtype=torch.float64)
+    inputs[rows:] *= scale
+    multipliers = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    outputs = F.normalize(inputs, dim=1)
+    found = unit_length_rule(
+        nn.Identity(), inputs, outputs, torch.empty(0), torch.cat([multipliers] * 2)
+    )
+    change = (multipliers * (outputs[:rows] - outputs[rows:])).sum(1)
+    total = (found[:rows] * (inputs[:rows] - inputs[rows:])).sum(1)
+    torch.testing.assert_close(total, change)
+
+
+def test_the_rule_for_the_l2_norm_is_its_gradient_where_nothing_changes() -> None:
+    vectors = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    multipliers = torch.randn(3, 5, dtype=torch.float64)
+    outputs = F.normalize(vectors, dim=1)
+    (gradient,) = torch.autograd.grad((outputs * multipliers).sum(), vectors)
+    twice = torch.cat([vectors.detach()] * 2)
+    found = unit_length_rule(
+        nn.Identity(), twice, F.normalize(twice, dim=1), twice, torch.cat([multipliers] * 2)
+    )
+    torch.testing.assert_close(found[:3], gradient)
+
+
+def change_of_loss(subject: Subject, query: Query) -> Tensor:
+    """From the mean image; a tuple keeps its part in the mean even where its loss ends."""
+    references = active_references(subject.forward, query)
+
+    def loss(image: Tensor) -> Tensor:
+        anchor = subject.network(image)[:, None]
+        return subject.forward.tuple_loss(anchor, *references).mean()
+
+    with torch.no_grad():
+        return loss(query.image) - loss(torch.zeros_like(query.image))
+
+
+def test_deep_lift_sums_to_the_change_of_the_loss(tiny_subject: Subject, tiny_query: Query) -> None:
+    network = canonical(tiny_subject.network, tiny_subject.layer)
+    forward = HingedTriplets(network.encoder, tiny_subject.forward)
+    attributions = DeepLift(forward).attribute(
+        tiny_query.image.clone().requires_grad_(),
+        torch.zeros_like(tiny_query.image),
+        additional_forward_args=active_references(tiny_subject.forward, tiny_query),
+    )
+    change = change_of_loss(tiny_subject, tiny_query)
+    assert change.abs() > 0.005
+    torch.testing.assert_close(attributions.sum(), change, rtol=1e-3, atol=1e-5)
+    # The entry is this, with its colours reduced.
+    expected = attributions.detach().abs().sum(1, keepdim=True)
+    entry = METHODS["deep_lift"].build(tiny_subject)(tiny_query)
+    torch.testing.assert_close(entry, expected)
+
+
+def test_captum_on_the_network_as_it_is_would_miss_the_change(
+    bias_free_subject: Subject, tiny_query: Query
+) -> None:
+    class Normalized(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.head, self.pool = network.head, network.pool
+
+        def forward(self, image: Tensor) -> Tensor:
+            return F.normalize(self.head(self.pool(image).flatten(1)), dim=1)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 12, 3, bias=False), nn.ReLU())
+            self.rest = Normalized(bias_free_subject.network)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.rest(self.features(image))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Network().requires_grad_(False)
+    forward = TripletForward(network, margin=10)
+    references = active_references(forward, tiny_query)
+    baseline = torch.full_like(tiny_query.image, 0.3)
+    image = tiny_query.image.clone().requires_grad_()
+    plain = DeepLift(forward).attribute(image, baseline, additional_forward_args=references)
+    ruled = DeepLift(HingedTriplets(canonical(network, network.features).encoder, forward))
+    attributions = ruled.attribute(image, baseline, additional_forward_args=references)
+    with torch.no_grad():
+        change = (forward(image, *references) - forward(baseline, *references)).sum()
+    torch.testing.assert_close(attributions.sum(), change, rtol=1e-3, atol=1e-5)
+    assert (plain.sum() - change).abs() > 0.2 * change.abs()
+
+
+def test_layer_deep_lift_sums_to_the_change_of_the_loss(
+    tiny_subject: Subject, tiny_query: Query
+) -> None:
+    signed = METHODS["layer_deep_lift"].build(tiny_subject)(tiny_query)
+    change = change_of_loss(tiny_subject, tiny_query)
+    torch.testing.assert_close(signed.sum(), change, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["layer_deep_lift_shap", "deep_lift_shap"])
+def test_the_shap_variants_average_over_the_plain_baselines(
+    name: str, tiny_subject: Subject, tiny_query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the mean image as every baseline they are their single-baseline counterparts."""
+    from benchmarks.methods import captum_deep_lift
+
+    monkeypatch.setattr(
+        captum_deep_lift, "plain_images", lambda image, n: torch.zeros(n, *image.shape[1:])
+    )
+    shap = METHODS[name].build(tiny_subject)(tiny_query)
+    single = METHODS[name.removesuffix("_shap")].build(tiny_subject)(tiny_query)
+    torch.testing.assert_close(shap, single, rtol=1e-4, atol=1e-6)
+
+
+def test_on_a_network_that_captum_supports_it_is_captum_s_deep_lift(tiny_query: Query) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6)
+    ).requires_grad_(False)
+    # So large a margin that no hinge bends anywhere.
+    forward = TripletForward(network, margin=100.0)
+    by_hand = DeepLift(forward).attribute(
+        tiny_query.image.clone().requires_grad_(),
+        torch.zeros_like(tiny_query.image),
+        additional_forward_args=tiny_query.references,
+    )
+    entry = METHODS["deep_lift"].build(Subject(forward, network[1]))(tiny_query)
+    torch.testing.assert_close(entry, by_hand.detach().abs().sum(1, keepdim=True))
+
+
+def test_a_nonlinearity_without_a_rule_makes_it_unavailable(tiny_subject: Subject) -> None:
+    class Gated(nn.Module):
+        def __init__(self, features: nn.Module) -> None:
+            super().__init__()
+            self.features = features
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = self.features(image)
+            return (x * x.mean((2, 3), keepdim=True).exp()).sum((2, 3))
+
+    network = Gated(tiny_subject.layer)
+    subject = Subject(TripletForward(network), network.features)
+    with pytest.raises(
+        MethodUnavailableError, match=r"sum to .* without a DeepLift rule: exp, mul"
+    ):
+        METHODS["deep_lift"].build(subject)
+
+
+def test_another_distance_is_refused_where_it_breaks_completeness(tiny_subject: Subject) -> None:
+    forward = TripletForward(tiny_subject.network, distance="euclidean")
+    with pytest.raises(MethodUnavailableError, match="where the loss changes by"):
+        METHODS["deep_lift"].build(replace(tiny_subject, forward=forward))
