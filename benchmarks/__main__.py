@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import ablate, localize, train
+from benchmarks.checkpoints import CheckpointError
 from benchmarks.datasets.records import DatasetError
-from benchmarks.networks import CheckpointError
 from benchmarks.report import command as report
 from captum_embed.errors import (
     BankFileError,

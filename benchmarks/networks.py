@@ -8,22 +8,37 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from benchmarks.checkpoints import (
+    CheckpointError,
+    checkpoint_tensors,
+    refuse_head,
+    refuse_mismatch,
+)
 from benchmarks.lite0 import LITE0_CHANNELS, Lite0Features, imagenet_state, packaged_lite0
+from benchmarks.timm_networks import timm_backbone
+from benchmarks.torchvision_networks import (
+    FAMILIES,
+    RANDOM,
+    Backbone,
+    torchvision_backbone,
+    torchvision_names,
+)
 from captum_embed.errors import InputError, LayerError
 
 DEFAULT_NETWORK = "efficientnet_lite0"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or belongs to another network."""
+EMBEDDING_DIM = 512
+TIMM = "timm:"
+NETWORK_HELP = (
+    f"{DEFAULT_NETWORK}; a torchvision CNN such as resnet50, resnet50@IMAGENET1K_V1 or "
+    f"resnet50@{RANDOM}; {TIMM}NAME; or package.module:factory"
+)
 
 
 class EmbeddingNetwork(nn.Module):
@@ -36,6 +51,8 @@ class EmbeddingNetwork(nn.Module):
             pooled features themselves, D = C.
         pool (nn.Module, optional): activations (N, C, h, w) to (N, C, 1, 1).
             Default: global average pooling.
+        last_block (str): dotted name, within `features`, of the last block, whose output
+            `recommended_layer` gives; ``""``: ``blocks``, or `features` where it has none.
 
     Example:
         >>> network = EmbeddingNetwork(nn.Conv2d(3, 4, 3), nn.Linear(4, 2, bias=False))
@@ -43,15 +60,24 @@ class EmbeddingNetwork(nn.Module):
         torch.Size([5, 2])
     """
 
-    def __init__(self, features: nn.Module, head: nn.Module, pool: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        features: nn.Module,
+        head: nn.Module,
+        pool: nn.Module | None = None,
+        last_block: str = "",
+    ) -> None:
         super().__init__()
         self.features = features
         self.pool = nn.AdaptiveAvgPool2d(1) if pool is None else pool
         self.head = head
+        self.last_block = last_block
 
     @property
     def recommended_layer(self) -> nn.Module:
         """Output of the last block, where the activation behind it can be left out."""
+        if self.last_block:
+            return self.features.get_submodule(self.last_block)
         blocks = getattr(self.features, "blocks", self.features)
         return blocks if isinstance(blocks, nn.Module) else self.features
 
@@ -68,6 +94,14 @@ def _linear(weight: Tensor) -> nn.Linear:
     linear: nn.Linear = nn.utils.skip_init(nn.Linear, *weight.shape[::-1], bias=False)
     linear.weight = nn.Parameter(weight)
     return linear
+
+
+def _new_head(num_channels: int, embedding_dim: int, seed: int) -> nn.Linear:
+    if embedding_dim < 1:
+        raise InputError(f"embedding_dim is {embedding_dim}; it must be 1 or more")
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(embedding_dim, num_channels, generator=generator)
+    return _linear(weight * num_channels**-0.5)
 
 
 def lite0_network(
@@ -89,11 +123,7 @@ def lite0_network(
         packaged.load_state_dict(imagenet_state())
     head: nn.Module = nn.Identity()
     if embedding_dim is not None:
-        if embedding_dim < 1:
-            raise InputError(f"embedding_dim is {embedding_dim}; it must be 1 or more")
-        generator = torch.Generator().manual_seed(seed)
-        weight = torch.randn(embedding_dim, LITE0_CHANNELS, generator=generator)
-        head = _linear(weight * LITE0_CHANNELS**-0.5)
+        head = _new_head(LITE0_CHANNELS, embedding_dim, seed)
     return EmbeddingNetwork(Lite0Features(packaged), head).eval()
 
 
@@ -103,12 +133,14 @@ def imagenet_network() -> EmbeddingNetwork:
 
 
 def packaged_state(network: EmbeddingNetwork) -> dict[str, Tensor]:
-    """The state of a Lite0 network under the PyPI package's names, ``backbone.*`` and the head.
+    """The state of a network, in the layout of the checkpoint files.
 
-    This is the layout of the checkpoint files, so that they load without this project too.
+    Lite0's is under the PyPI package's names, ``backbone.*``, and the head, so that it loads
+    without this project too; any other network's is its `state_dict`.
     """
     if not isinstance(network.features, Lite0Features):
-        return dict(network.state_dict())
+        state = network.state_dict()
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     mirror = packaged_lite0()
     own = Lite0Features(mirror)
     own.load_state_dict(network.features.state_dict())
@@ -120,49 +152,6 @@ def packaged_state(network: EmbeddingNetwork) -> dict[str, Tensor]:
     if isinstance(network.head, nn.Linear):
         state["head.weight"] = network.head.weight.detach().cpu().contiguous()
     return state
-
-
-def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        CheckpointError: no such file, or not a complete safetensors file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable safetensors file ({error}); pickled checkpoints are not "
-            "loaded, convert them with safetensors.torch.save_file"
-        ) from error
-
-
-def _refuse_mismatch(path: Path, given: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
-    missing = sorted(set(needed) - set(given))
-    unexpected = sorted(set(given) - set(needed))
-    if missing or unexpected:
-        parts = [
-            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
-        raise CheckpointError(
-            f"{path}: this checkpoint is for another network; its tensors do not match "
-            f"EfficientNet-Lite0's: {'; '.join(parts)}"
-        )
-    for name, tensor in needed.items():
-        if given[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {tuple(given[name].shape)}, this network needs "
-                f"{tuple(tensor.shape)}"
-            )
-        if given[name].is_floating_point() and not torch.isfinite(given[name]).all():
-            raise CheckpointError(f"{path}: {name} holds NaN or infinite numbers")
 
 
 def load_checkpoint(path: str | Path) -> EmbeddingNetwork:
@@ -181,11 +170,7 @@ def load_checkpoint(path: str | Path) -> EmbeddingNetwork:
             unexpected tensors are named), a head of the wrong width, or NaN weights.
     """
     path = Path(path)
-    tensors, metadata = read_safetensors(path)
-    if metadata.get("normalize", "l2") != "l2":
-        raise CheckpointError(
-            f"{path}: its metadata says normalize={metadata['normalize']!r}; only l2 is supported"
-        )
+    tensors = checkpoint_tensors(path)
     given = {k: v for k, v in tensors.items() if not k.startswith("backbone._fc.")}
     head = given.pop("head.weight", None)
     if head is None:
@@ -193,26 +178,72 @@ def load_checkpoint(path: str | Path) -> EmbeddingNetwork:
             f"{path}: there is no tensor head.weight, so this is not the checkpoint of an "
             "embedding network"
         )
-    if head.ndim != 2 or head.shape[1] != LITE0_CHANNELS:
-        raise CheckpointError(
-            f"{path}: head.weight has shape {tuple(head.shape)}, expected (D, {LITE0_CHANNELS})"
-        )
+    refuse_head(path, head, LITE0_CHANNELS)
     packaged = packaged_lite0()
     needed = {
         f"backbone.{k}": v for k, v in packaged.state_dict().items() if not k.startswith("_fc.")
     }
-    _refuse_mismatch(path, {**given, "head.weight": head}, {**needed, "head.weight": head})
+    refuse_mismatch(
+        path, {**given, "head.weight": head}, {**needed, "head.weight": head}, "EfficientNet-Lite0"
+    )
     packaged.load_state_dict(
         {k.removeprefix("backbone."): v for k, v in given.items()}, strict=False
     )
     return EmbeddingNetwork(Lite0Features(packaged), _linear(head.float())).eval()
 
 
-def _lite0(checkpoint: str | Path | None) -> nn.Module:
-    return imagenet_network() if checkpoint is None else load_checkpoint(checkpoint)
+def backbone_network(
+    name: str,
+    embedding_dim: int | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+) -> EmbeddingNetwork:
+    """A torchvision or timm network as an embedding network: pooling, linear head, L2 norm.
+
+    Args:
+        name (str): such as ``resnet50`` (pretrained on ImageNet), ``resnet50@IMAGENET1K_V1``
+            (these weights), ``resnet50@random`` (untrained), or ``timm:NAME``.
+        embedding_dim (int, optional): width of a new head without bias, untrained: a random
+            projection. Default: 512, or the checkpoint's.
+        checkpoint (str or Path, optional): a safetensors file of this network's state dict,
+            ``features.*`` and ``head.weight`` (see `packaged_state`); nothing is downloaded then.
+        seed (int): of all initial weights, drawn without touching the global generator.
+
+    Returns:
+        EmbeddingNetwork: in evaluation mode.
+
+    Raises:
+        InputError: no such network or weights, or the download failed.
+        CheckpointError: no safetensors file, or one for another network.
+        MissingExtraError: timm is not installed.
+
+    Example:
+        >>> network = backbone_network("resnet18@random", embedding_dim=8)
+        >>> network(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 8])
+    """
+    plain, _, weights = name.removeprefix(TIMM).partition("@")
+    build = timm_backbone if name.startswith(TIMM) else torchvision_backbone
+    if checkpoint is not None:
+        return _filled(build(plain, RANDOM, seed), Path(checkpoint), plain)
+    backbone = build(plain, weights or "DEFAULT", seed)
+    dim = EMBEDDING_DIM if embedding_dim is None else embedding_dim
+    head = _new_head(backbone.num_channels, dim, seed)
+    return EmbeddingNetwork(backbone.features, head, backbone.pool, backbone.last_block).eval()
 
 
-NETWORKS: dict[str, Callable[[str | Path | None], nn.Module]] = {DEFAULT_NETWORK: _lite0}
+def _filled(backbone: Backbone, path: Path, name: str) -> EmbeddingNetwork:
+    given = checkpoint_tensors(path)
+    network = EmbeddingNetwork(
+        backbone.features, nn.Identity(), backbone.pool, backbone.last_block
+    ).eval()
+    head = given.get("head.weight", torch.empty(0, backbone.num_channels))
+    refuse_mismatch(path, given, {**network.state_dict(), "head.weight": head}, name)
+    refuse_head(path, head, backbone.num_channels)
+    network.head = _linear(head.float())
+    network.load_state_dict(given)
+    return network
 
 
 def _imported_factory(name: str) -> Callable[[str | Path | None], nn.Module]:
@@ -229,34 +260,68 @@ def _imported_factory(name: str) -> Callable[[str | Path | None], nn.Module]:
     return lambda checkpoint: factory() if checkpoint is None else factory(str(checkpoint))
 
 
-def build_network(name: str = DEFAULT_NETWORK, checkpoint: str | Path | None = None) -> nn.Module:
+def embedding_network(
+    name: str = DEFAULT_NETWORK,
+    checkpoint: str | Path | None = None,
+    embedding_dim: int | None = None,
+    *,
+    seed: int = 0,
+) -> nn.Module:
+    """The network of a run, as it was initialised or saved; see `build_network`."""
+    if checkpoint is not None and embedding_dim is not None:
+        raise InputError(
+            f"--embedding-dim {embedding_dim} is the width of a new head, and the checkpoint "
+            f"{checkpoint} brings its own; leave one of them out"
+        )
+    plain = name.partition("@")[0]
+    if name.startswith(TIMM) or plain in torchvision_names():
+        return backbone_network(name, embedding_dim, checkpoint=checkpoint, seed=seed)
+    if name == DEFAULT_NETWORK:
+        if checkpoint is not None:
+            return load_checkpoint(checkpoint)
+        return lite0_network(embedding_dim, seed=seed)
+    if ":" not in name:
+        raise InputError(
+            f"unknown network {name!r}; known: {NETWORK_HELP}. Of torchvision's, all that start "
+            f"with {', '.join(FAMILIES)}"
+        )
+    if embedding_dim is not None:
+        raise InputError(
+            f"--embedding-dim {embedding_dim} does not apply to --network {name}, whose factory "
+            "decides"
+        )
+    network = _imported_factory(name)(checkpoint)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"network {name!r} gave a {type(network).__name__}, not an nn.Module")
+    return network
+
+
+def build_network(
+    name: str = DEFAULT_NETWORK,
+    checkpoint: str | Path | None = None,
+    embedding_dim: int | None = None,
+) -> nn.Module:
     """The network of a run, frozen and in evaluation mode.
 
     Args:
-        name (str): one of `NETWORKS`, or ``package.module:factory``, a callable that returns the
-            module (images (N, 3, H, W) to embeddings (N, D)) and gets the checkpoint's path as
-            its only argument when one is given.
+        name (str): ``efficientnet_lite0``, a name as in `backbone_network`, or
+            ``package.module:factory``, a callable that returns the module (images (N, 3, H, W) to
+            embeddings (N, D)) and gets the checkpoint's path as its only argument when one is
+            given.
         checkpoint (str or Path, optional): a safetensors file. None: pretrained on ImageNet.
+        embedding_dim (int, optional): width of a new, untrained head. None: 512, and for Lite0
+            none: its 1280 pooled features.
 
     Returns:
         nn.Module: on the CPU, weights in channels-last order (a third faster there; inputs of
         any memory format are accepted).
 
     Raises:
-        InputError: an unknown network.
+        InputError: an unknown network, or settings that exclude each other.
         CheckpointError: see `load_checkpoint`.
+        MissingExtraError: the network needs a package that is not installed.
     """
-    if ":" in name:
-        factory = _imported_factory(name)
-    elif name in NETWORKS:
-        factory = NETWORKS[name]
-    else:
-        raise InputError(
-            f"unknown network {name!r}; known: {', '.join(NETWORKS)}, or package.module:factory"
-        )
-    network = factory(checkpoint)
-    if not isinstance(network, nn.Module):
-        raise InputError(f"network {name!r} gave a {type(network).__name__}, not an nn.Module")
+    network = embedding_network(name, checkpoint, embedding_dim)
     network.requires_grad_(False)
     return network.eval().to(memory_format=torch.channels_last)
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from benchmarks.checkpoints import read_safetensors
 from benchmarks.datasets.records import ImageRecord, load_rgb
 from benchmarks.files import write_atomically
 from benchmarks.methods import BankSpec
-from benchmarks.networks import read_safetensors
 from benchmarks.protocols import EvaluationProtocol
 from captum_embed import TripletForward, WeightBank, build_weight_bank
 from captum_embed.errors import InputError

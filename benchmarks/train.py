@@ -18,18 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
+from benchmarks.checkpoints import CheckpointError, read_safetensors
 from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import ImageRecord, ImageSet, UnreadableImageError, load_rgb
 from benchmarks.files import require_writable_folder, write_atomically
-from benchmarks.networks import (
-    CheckpointError,
-    EmbeddingNetwork,
-    lite0_network,
-    load_checkpoint,
-    packaged_state,
-    read_safetensors,
-)
+from benchmarks.networks import EmbeddingNetwork, lite0_network, load_checkpoint, packaged_state
 from benchmarks.retrieval import embed, readable_batch, recall_at_1
 from benchmarks.settings import (
     ClassNumbers,
