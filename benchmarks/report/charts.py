@@ -13,7 +13,7 @@ from benchmarks.report.figures import FLOOR
 from benchmarks.report.markup import Markup, join, tag
 
 WIDTH, HEIGHT = 640.0, 400.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 14.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 14.0, 50.0
 NUM_COLOURS = 8
 MOST_HIGHLIGHTED = 7
 CHARACTER = 6.0  # width of a label's letter
@@ -98,7 +98,7 @@ def curves(results: Mapping[str, Any], looks: Mapping[str, Style]) -> Markup:
         tag("rect", x=low, y=TOP, width=_r(high - low), height=_plot_height(), class_="paper-band"),
         _grid_y(),
         *(_tick_x(_x(step / 10), f"{step / 10:g}") for step in range(0, 11, 2)),
-        tag("text", "threshold τ", x=WIDTH - RIGHT, y=HEIGHT - 4, class_="axis end"),
+        tag("text", "threshold τ", x=WIDTH - RIGHT, y=HEIGHT - 6, class_="axis end"),
         *groups,
         tag("line", x1=_x(PAPER_THRESHOLD), x2=_x(PAPER_THRESHOLD), y1=TOP, y2=HEIGHT - BOTTOM,
             class_="crosshair"),
@@ -138,7 +138,7 @@ def costs(
         "svg",
         _grid_y(),
         *(_tick_x(x(value), label) for value, label in _decades(low, high)),
-        tag("text", "time per image", x=WIDTH - RIGHT, y=HEIGHT - 4, class_="axis end"),
+        tag("text", "time per image", x=WIDTH - RIGHT, y=HEIGHT - 6, class_="axis end"),
         *lines,
         *(_point(point, x(point.seconds), looks[point.name], point.name == main)
           for point in order),
@@ -245,7 +245,7 @@ def _grid_y() -> Markup:
 def _tick_x(x: float, label: str) -> Markup:
     return join(
         tag("line", x1=x, x2=x, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 4, class_="grid"),
-        tag("text", label, x=x, y=HEIGHT - BOTTOM + 17, class_="tick middle"),
+        tag("text", label, x=x, y=HEIGHT - BOTTOM + 20, class_="tick middle"),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.files import write_text
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.report.charts import Style, costs, curves, rank, shape, styles
-from benchmarks.report.cost import cost_plot
+from benchmarks.report.cost import CostPlot, cost_plot, frontier
 from benchmarks.report.html_images import images_section
 from benchmarks.report.html_table import table_section
 from benchmarks.report.markup import Markup, join, tag
@@ -64,7 +64,7 @@ def render(
         ("results", "Results", table_section(results, looks)),
         ("curves", "Curves", _curves_section(results, looks)),
         ("cost", "Cost", _cost_section(results, looks)),
-        ("images", "Images", images_section(results, panels, pictures or {})),
+        ("maps", "Maps", images_section(results, panels, pictures or {})),
         ("methods", "Methods", _methods_section(results)),
         ("setup", "Setup", _setup_section(results)),
     ]
@@ -257,22 +257,33 @@ def _cost_section(results: Mapping[str, Any], looks: Mapping[str, Style]) -> Mar
         tag("span", tag("svg", shape(family), viewBox="-8 -8 16 16", class_="key"), family)
         for family in families
     ]
-    memory = results.get("memory") or {}
+    memory, threads = results.get("memory") or {}, results["threads"]
     measured = memory.get("measured")
     return join(
         tag("h2", "Accuracy against cost"),
         tag(
             "p",
             f"{plot.label[0].upper()}{plot.label[1:]} over the median time per image, on "
-            f"{results['device']}, {results['threads']} thread(s). The line joins the methods that "
-            "no cheaper one equals. ",
+            f"{results['device']}, {threads} thread{'s' if threads != 1 else ''}. The line joins "
+            "the methods that no cheaper one equals. ",
             f"{_sentence(forward_text(results['forward']))} " if forward else None,
             f"Peak memory: {measured}, on an image of {memory['size'][0]} by {memory['size'][1]} "
             "pixels." if measured else None,
         ),
         tag("div", costs(plot, looks, results["main_method"], forward),
-            tag("div", *keys, class_="keys"), class_="chart"),
+            tag("div", tag("div", *keys, class_="keys"), _frontier_table(plot), class_="beside"),
+            class_="chart with-legend"),
     )  # fmt: skip
+
+
+def _frontier_table(plot: CostPlot) -> Markup:
+    rows = [
+        tag("tr", tag("th", point.title, scope="row"), tag("td", f"{1000 * point.seconds:.0f} ms"),
+            tag("td", _percent(point.accuracy)), data_method=point.name)
+        for point in frontier(plot.points)
+    ]  # fmt: skip
+    caption = tag("caption", "No cheaper method equals these")
+    return tag("table", caption, tag("tbody", *rows))
 
 
 def _sentence(text: str) -> str:
@@ -310,10 +321,7 @@ def _plain_table(headings: Sequence[str], rows: Sequence[Markup]) -> Markup:
 
 
 def _facts(facts: Mapping[str, Any]) -> Markup:
-    items = [
-        tag("div", tag("dt", key.replace("_", " ")), tag("dd", _shown(value)))
-        for key, value in facts.items()
-    ]
+    items = [tag("div", tag("dt", key), tag("dd", _shown(value))) for key, value in facts.items()]
     return tag("dl", *items)
 
 
@@ -343,9 +351,8 @@ def _setup_section(results: Mapping[str, Any]) -> Markup:
         tag("p", _sentence(counts_text(results["counts"], data))),
         tag("ul", *unreadable) if unreadable else None,
         tag("h3", "Data"),
-        _facts({"name": data["name"], "folder": data["root"]}
-               | {f"{part}, {key}": value for part in ("train", "test")
-                  for key, value in data[part].items()}),
+        tag("p", data["name"], ", in ", tag("code", data["root"])),
+        _data_table(data),
         tag("h3", "Settings"),
         _facts(results["settings"]),
         tag("h3", "Versions and machine"),
@@ -353,6 +360,15 @@ def _setup_section(results: Mapping[str, Any]) -> Markup:
                 "threads": results["threads"], **results.get("machine", {})}),
         *_fingerprints(results),
     )  # fmt: skip
+
+
+def _data_table(data: Mapping[str, Any]) -> Markup:
+    facts = list(data["test"])
+    rows = [
+        tag("tr", tag("th", name, scope="row"), *(tag("td", data[part].get(f)) for f in facts))
+        for part, name in (("train", "weight bank"), ("test", "test"))
+    ]
+    return _plain_table(("", *facts), rows)
 
 
 def _fingerprints(results: Mapping[str, Any]) -> list[Markup]:

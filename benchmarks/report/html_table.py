@@ -13,13 +13,14 @@ from benchmarks.report.tables import MISSING, Cell, Column, cell_of, counts_text
 GROUPS = {
     "boxes": "localization on the full-size image",
     "attention": "attention on the 224 crop",
+    "faithfulness": "deletion and insertion on the 224 crop",
     None: "cost",
 }
 
 
 def table_section(results: Mapping[str, Any], looks: Mapping[str, Style]) -> Markup:
     """Heading, table and how to read it; the rows by the first column, the best first."""
-    columns = filled_columns(results["summary"])
+    columns = _grouped(filled_columns(results["summary"]))
     about = {method["name"]: method for method in results["methods"]}
     rows = [_row(name, about[name], results, columns, looks[name]) for name in rank(results)]
     table = tag(
@@ -37,6 +38,12 @@ def table_section(results: Mapping[str, Any], looks: Mapping[str, Style]) -> Mar
     )
 
 
+def _grouped(columns: list[Column]) -> list[Column]:
+    """Columns of one protocol beside each other, protocols in the order in which they come up."""
+    protocols = list(dict.fromkeys(column.protocol for column in columns))
+    return sorted(columns, key=lambda column: protocols.index(column.protocol))
+
+
 def _introduction(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     text = (
         "In percent, with 95% bootstrap intervals over images. Every method explains the same "
@@ -46,8 +53,8 @@ def _introduction(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     if main is None:
         return text
     return (
-        f"{text} To main: minus {about[main]['title']} on the same images, in percentage points; "
-        "in colour where the interval leaves out zero."
+        f"{text} Minus main: the difference to {about[main]['title']} on the same images, in "
+        "percentage points; in colour where its interval leaves out zero."
     )
 
 
@@ -69,7 +76,7 @@ def _heading_row(columns: list[Column]) -> Markup:
             tag("button", column.heading, type="button", title=column.about),
             scope="col",
             aria_sort="descending" if index == 0 else "none",
-            class_=_edge(columns, index),
+            class_=f"figure {_edge(columns, index) or ''}".rstrip(),
             data_first="ascending" if column.better == "lower" else "descending",
         )
         for index, column in enumerate(columns)
@@ -95,25 +102,26 @@ def _row(
     classes += ["main"] if name == results["main_method"] else []
     line = tag("line", x1=1, x2=15, y1=6, y2=6, class_="curve")
     title = tag(
-        "th",
+        "div",
         tag("svg", line, viewBox="0 0 16 12", class_=f"swatch {look.classes}", aria_hidden="true"),
         tag("span", tag("span", about["title"], class_="name"), tag("small", about["family"])),
-        scope="row",
     )
     cells = [
         _cell(cell_of(column, numbers), _edge(columns, index))
         for index, column in enumerate(columns)
     ]
-    return tag("tr", title, *cells, class_=" ".join(classes), data_method=name)
+    return tag(
+        "tr", tag("th", title, scope="row"), *cells, class_=" ".join(classes), data_method=name
+    )
 
 
 def _cell(cell: Cell, edge: str | None) -> Markup:
     if cell.text == MISSING:
         return tag("td", "–", class_=" ".join(filter(None, (edge, "missing"))))  # noqa: RUF001
-    parts: list[Markup | str] = [tag("span", cell.text, class_="number")]
+    parts: list[Markup | str] = [tag("span", _minus(cell.text), class_="number")]
     verdict = None
     if cell.ends:
-        parts.append(tag("small", f"[{cell.ends[0]}, {cell.ends[1]}]"))
+        parts.append(tag("small", _minus(f"[{cell.ends[0]}, {cell.ends[1]}]")))
         if cell.text[0] in "+-":
             low, high = (float(end) for end in cell.ends)
             verdict = "above" if low > 0 else "below" if high < 0 else None
@@ -121,6 +129,10 @@ def _cell(cell: Cell, edge: str | None) -> Markup:
         parts.append(tag("small", f"τ {cell.note}"))
     classes = " ".join(filter(None, (edge, verdict))) or None
     return tag("td", *parts, class_=classes, data_value=cell.value)
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")  # noqa: RUF001 - a minus sign, as wide as the plus
 
 
 def _glossary(columns: list[Column]) -> Markup:

@@ -103,7 +103,7 @@ document.addEventListener("pointerover", (event) => {
 document.addEventListener("pointermove", (event) => {
   if (!tip.hidden) place(event);
 });
-document.addEventListener("pointerleave", () => {
+document.documentElement.addEventListener("pointerleave", () => {
   light(null);
   tip.hidden = true;
 });
