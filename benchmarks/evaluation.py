@@ -25,6 +25,7 @@ from benchmarks.methods import (
     heatmap,
     select,
 )
+from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks import build_network, find_layer, named_layer
 from benchmarks.preparation import MinedQueries, ProtocolCache
 from benchmarks.protocols import PROTOCOLS, EvaluationProtocol, Frame, Measures
@@ -46,6 +47,9 @@ class EvaluationPlan:
         seed (int): of methods that draw.
         device (str): where the network runs.
         cache (Path): folder with a `ProtocolCache` per protocol.
+        embedding_dim (int, optional): width of a new head, see `build_network`.
+        budget (int): evaluations per image of the methods that take many, see
+            `benchmarks.methods.budget`.
     """
 
     network: str
@@ -58,6 +62,8 @@ class EvaluationPlan:
     seed: int
     device: str
     cache: Path
+    embedding_dim: int | None = None
+    budget: int = DEFAULT_BUDGET
 
 
 class Bench:
@@ -70,7 +76,7 @@ class Bench:
         forward: TripletForward,
         layer: nn.Module,
     ) -> None:
-        cache = ProtocolCache(plan.cache / protocol.name)
+        cache = ProtocolCache(plan.cache / protocol.shows)
         self.plan = plan
         self.protocol = protocol
         self.device = torch.device(plan.device)
@@ -88,6 +94,8 @@ class Bench:
             other_layers={
                 spec.layer: named_layer(forward.encoder, layer, spec.layer) for spec in banks
             },
+            budget=plan.budget,
+            seed=plan.seed,
         )
         self.explainers: dict[str, tuple[Method, Explainer]] = {}
         self.unavailable: dict[str, str] = {}
@@ -124,7 +132,7 @@ class Bench:
             "box": [round(side, 3) for side in frame.box],
             "num_tuples": query.references[0].shape[1] if query.references else None,
             "forward_seconds": self._forward_seconds(query),
-            "floors": self.protocol.floors(frame),
+            "floors": self.protocol.floors(frame, self._embed),
             "methods": {
                 name: self._measure_method(name, record.key, query, frame)
                 for name in self.explainers
@@ -141,10 +149,17 @@ class Bench:
             seconds = self._now() - started
             np.random.set_state(np_state)  # noqa: NPY002
         finite = bool(np.isfinite(pixels).all())
-        measures = self.protocol.measure(pixels if finite else np.zeros_like(pixels), frame)
+        pixels = pixels if finite else np.zeros_like(pixels)
+        measures = self.protocol.measure(pixels, frame, self._embed)
         if not finite:
             measures["not_finite"] = True
         return {**measures, "seconds": round(seconds, 5)}
+
+    @torch.no_grad()
+    def _embed(self, images: Tensor) -> Tensor:
+        """Embeddings (N, D) of images (N, 3, H, W), both on the CPU."""
+        embeddings: Tensor = self.network(images.to(self.device)).cpu()
+        return embeddings
 
     @torch.no_grad()
     def _forward_seconds(self, query: Query) -> float:
@@ -164,7 +179,7 @@ class Evaluator:
     """All protocols of a plan, with one network."""
 
     def __init__(self, plan: EvaluationPlan) -> None:
-        network = build_network(plan.network, plan.checkpoint).to(plan.device)
+        network = build_network(plan.network, plan.checkpoint, plan.embedding_dim).to(plan.device)
         layer = find_layer(network, plan.layer)
         forward = TripletForward(network, margin=plan.margin).eval()
         self.benches = {

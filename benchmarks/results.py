@@ -16,11 +16,12 @@ from benchmarks.protocols import IOU_UNIT
 from benchmarks.report.tables import as_markdown, counts_text, forward_text, table_rows
 
 # 2: every method has intervals, differences to the main method, and costs.
-SCHEMA_VERSION = 2
+# 3: pointing game, PxAP (pixel_counts in the images), and the faithfulness protocol.
+SCHEMA_VERSION = 3
 PACKAGES = ("captum-embed", "captum", "torch", "torchvision", "numpy", "pillow", "scikit-image")
 FIGURES = (
     "score", "mask_score", "accuracy_at_0.2", "mean_accuracy_0.15_to_0.25", "max_box_acc",
-    "max_box_acc_v2",
+    "max_box_acc_v2", "pxap", "pointing", "mask_pointing", "deletion", "insertion",
 )  # fmt: skip
 CSV_COLUMNS = (
     "method", "title", "family", "protocol", "num_images", "num_empty", "num_not_finite",
@@ -124,4 +125,4 @@ def _compared_with(results: Mapping[str, Any], titles: Mapping[str, str]) -> str
     main = results["main_method"]
     if main is None:
         return "None of our methods is in this run, so there are no differences to it."
-    return f"To main: minus {titles[main]} on the same images, in percentage points."
+    return f"Minus main: the difference to {titles[main]} on the same images, in percentage points."

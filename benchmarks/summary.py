@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from benchmarks.metrics.localization import (
     max_box_acc_v2,
     mean_accuracy,
 )
+from benchmarks.metrics.pxap import pxap
+from benchmarks.pixel_counts import unpack_counts
 from benchmarks.protocols import IOU_UNIT
 
 Record = dict[str, Any]
@@ -63,14 +65,13 @@ def summarize(records: Sequence[Record], names: Sequence[str]) -> dict[str, dict
     Returns:
         dict: shares in [0, 1], times in seconds (medians). A protocol without an image has none.
     """
-    attention, boxes = shown(records, "attention"), shown(records, "boxes")
+    images = {protocol: shown(records, protocol) for protocol in _FIGURES}
     summary: dict[str, dict[str, Any]] = {}
     for name in names:
         summary[name] = {}
-        if measures := measures_of(attention, name):
-            summary[name]["attention"] = _attention(measures)
-        if measures := measures_of(boxes, name):
-            summary[name]["boxes"] = _boxes(measures)
+        for protocol, figures in _FIGURES.items():
+            if measures := measures_of(images[protocol], name):
+                summary[name][protocol] = {**_shared(measures), **figures(measures)}
     return summary
 
 
@@ -86,27 +87,50 @@ def overlaps(measures: Sequence[dict[str, Any]], kind: str = "iou") -> np.ndarra
     return np.stack(rows)
 
 
+def histograms(measures: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Pixel histograms of the images that have a mask, (N, 2, B + 1)."""
+    return np.stack([unpack_counts(m["pixel_counts"]) for m in measures])
+
+
+def _mean(measures: Sequence[dict[str, Any]], figure: str) -> float | None:
+    values = [m[figure] for m in measures if figure in m]
+    return float(np.mean(values)) if values else None
+
+
 def _attention(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    masked = [m["mask_score"] for m in measures if "mask_score" in m]
     return {
-        **_shared(measures),
-        "score": float(np.mean([m["score"] for m in measures])),
-        "mask_score": float(np.mean(masked)) if masked else None,
-        "num_masks": len(masked),
+        **{figure: _mean(measures, figure) for figure in ("score", "mask_score")},
+        **_pointing(measures),
+        "num_masks": sum("mask_score" in m for m in measures),
     }
+
+
+def _pointing(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {figure: _mean(measures, figure) for figure in ("pointing", "mask_pointing")}
+
+
+def _faithfulness(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    curves = {
+        f"{kind}_curve": np.mean([m[f"{kind}_curve"] for m in measures], axis=0).round(5).tolist()
+        for kind in ("deletion", "insertion")
+    }
+    return {**{kind: _mean(measures, kind) for kind in ("deletion", "insertion")}, **curves}
 
 
 def _boxes(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     largest, any_component = overlaps(measures), overlaps(measures, "best_iou")
     best = max_box_acc(largest)
+    masked = [m for m in measures if "pixel_counts" in m]
     return {
-        **_shared(measures),
         "accuracy_at_0.2": float(accuracy_at(largest)),
         "mean_accuracy_0.15_to_0.25": float(mean_accuracy(largest)),
         "max_box_acc": float(best.accuracy),
         "max_box_acc_threshold": float(best.threshold),
         "max_box_acc_v2": float(max_box_acc_v2(any_component)),
         "accuracy_curve": [round(float(share), 5) for share in accuracy_curve(largest)],
+        **_pointing(measures),
+        "pxap": float(pxap(histograms(masked).sum(axis=0))) if masked else None,
+        "num_masks": len(masked),
     }
 
 
@@ -118,3 +142,10 @@ def _shared(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "num_not_finite": sum(m.get("not_finite", False) for m in measures),
         "median_seconds": float(np.median(seconds)) if seconds else None,
     }
+
+
+_FIGURES: dict[str, Callable[[Sequence[dict[str, Any]]], dict[str, Any]]] = {
+    "attention": _attention,
+    "boxes": _boxes,
+    "faithfulness": _faithfulness,
+}

@@ -22,13 +22,14 @@ from benchmarks.metrics.localization_intervals import (
     localization_differences,
     localization_intervals,
 )
-from benchmarks.summary import Record, measures_of, overlaps, shown
+from benchmarks.metrics.pxap import pxap
+from benchmarks.summary import Record, histograms, measures_of, overlaps, shown
 
 # What the others are compared with, where the run has it.
 MAIN_METHOD = "ours_recommended"
 
 # Figures that are the mean over images of a measure of the same name.
-MEANS = ("score", "mask_score")
+MEANS = ("score", "mask_score", "pointing", "mask_pointing", "deletion", "insertion")
 # Figures that follow from the IoU at each threshold: in results.json, and in the metrics.
 BOX_FIGURES = {
     "accuracy_at_0.2": "accuracy_at",
@@ -37,6 +38,7 @@ BOX_FIGURES = {
     "max_box_acc_v2": "max_box_acc_v2",
 }
 CURVE = "accuracy_curve"
+PXAP = "pxap"
 
 ByImage = dict[str, dict[str, Any]]
 Summary = dict[str, dict[str, dict[str, Any]]]
@@ -118,6 +120,9 @@ def _intervals(measures: ByImage, num_resamples: int) -> dict[str, Any]:
         found |= {ours: _ends(getattr(intervals, theirs)) for ours, theirs in BOX_FIGURES.items()}
         curve = intervals.accuracy_curve
         found[CURVE] = [_rounded(curve.low), _rounded(curve.high)]
+    if masked := _masked(measures):
+        counts = histograms(list(masked.values()))
+        found[PXAP] = _ends(bootstrap_interval(counts, pxap, num_resamples=num_resamples))
     return found
 
 
@@ -143,7 +148,15 @@ def _difference(first: ByImage, second: ByImage, num_resamples: int) -> dict[str
         for figure, name in BOX_FIGURES.items():
             interval = getattr(differences, name)
             found[figure] = [float(interval.estimate), *_ends(interval)]
+    if both := list(_masked(first)):
+        counts, main_counts = (histograms([of[key] for key in both]) for of in (first, second))
+        interval = paired_difference(counts, main_counts, pxap, num_resamples=num_resamples)
+        found[PXAP] = [float(interval.estimate), *_ends(interval)]
     return found
+
+
+def _masked(measures: ByImage) -> ByImage:
+    return {key: of for key, of in measures.items() if "pixel_counts" in of}
 
 
 def _values(measures: ByImage, figure: str) -> dict[str, float]:

@@ -23,6 +23,8 @@ FOLDER = "qualitative"
 INDEX = "panels.json"
 LONGER_SIDE = 288
 LEVELS = 64
+# What an image is ranked by in the protocols without boxes.
+IMAGE_FIGURES = {"attention": "score", "faithfulness": "insertion"}
 MOST_METHODS = 6
 NUM_WORST = 8
 
@@ -87,7 +89,7 @@ def compared_methods(results: Mapping[str, Any], protocol: str) -> list[str]:
         results (Mapping): content of results.json.
         protocol (str): that says which are the best.
     """
-    figure = "accuracy_at_0.2" if protocol == "boxes" else "score"
+    figure = "accuracy_at_0.2" if protocol == "boxes" else IMAGE_FIGURES[protocol]
     summary, main = results["summary"], results["main_method"]
     ranked = sorted(
         (m for m in results["methods"] if m.get("cost") == "fast" and m["name"] in summary),
@@ -106,7 +108,7 @@ def worst_images(results: Mapping[str, Any], protocol: str, count: int = NUM_WOR
 
     Args:
         results (Mapping): content of results.json.
-        protocol (str): IoU at the paper's threshold for ``"boxes"``, else the attention score.
+        protocol (str): IoU at the paper's threshold for ``"boxes"``, else `IMAGE_FIGURES`.
         count (int): at most so many.
     """
     scores = image_scores(results, protocol, results["main_method"])
@@ -122,8 +124,11 @@ def image_scores(results: Mapping[str, Any], protocol: str, method: str | None) 
         if "left_out" in measured or not measured or method is None:
             continue
         for measures in measures_of([measured], method):
-            found = measures["iou"][at] / IOU_UNIT if "iou" in measures else measures["score"]
-            scores[image["key"]] = found
+            scores[image["key"]] = (
+                measures["iou"][at] / IOU_UNIT
+                if protocol == "boxes"
+                else measures[IMAGE_FIGURES[protocol]]
+            )
     return scores
 
 

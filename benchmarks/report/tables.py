@@ -121,7 +121,7 @@ COLUMNS = (
         "higher",
     ),
     Column(
-        "to main", "boxes", difference("accuracy_at_0.2"),
+        "minus main", "boxes", difference("accuracy_at_0.2"),
         "The same minus that of the main method on the same images, percentage points",
         "higher", in_terminal=False,
     ),
@@ -138,6 +138,18 @@ COLUMNS = (
         "The same with the best of all components, mean over IoU 0.3, 0.5 and 0.7, %", "higher",
     ),
     Column(
+        "PxAP", "boxes", percent("pxap"),
+        "Average precision of the full-size maps' pixels against the masks, %", "higher",
+    ),
+    Column(
+        "pointing, box", "boxes", percent("pointing"),
+        "Full-size maps whose maximum lies in the box, %", "higher",
+    ),
+    Column(
+        "pointing, mask", "boxes", percent("mask_pointing"),
+        "Full-size maps whose maximum lies on the mask, %", "higher", in_terminal=False,
+    ),
+    Column(
         "images", "boxes", count("num_images"), "Full-size images measured", in_terminal=False
     ),
     Column(
@@ -149,13 +161,22 @@ COLUMNS = (
         "Share of the map inside the box on the 224 crop, %", "higher",
     ),
     Column(
-        "to main, attention", "attention", difference("score"),
+        "attention, minus main", "attention", difference("score"),
         "The same minus that of the main method on the same images, percentage points",
         "higher", in_terminal=False,
     ),
     Column(
         "attention, mask", "attention", percent("mask_score"),
-        "Share of the map inside the mask on the 224 crop, %", "higher",
+        "Share of the map inside the mask on the 224 crop (relevance-mass accuracy), %", "higher",
+    ),
+    Column(
+        "deletion", "faithfulness", percent("deletion"),
+        "Area under the embedding's cosine similarity to that of the unchanged crop while the "
+        "most highlighted pixels are blurred, times 100", "lower",
+    ),
+    Column(
+        "insertion", "faithfulness", percent("insertion"),
+        "The same while the least highlighted pixels are blurred", "higher",
     ),
     Column(
         "crops", "attention", count("num_images"), "Cropped images measured", in_terminal=False

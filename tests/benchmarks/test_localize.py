@@ -147,7 +147,7 @@ def test_a_run_writes_its_table_figures_and_every_record(
     finished: str,
 ) -> None:
     found = results()
-    assert found["schema_version"] == 2
+    assert found["schema_version"] == 3
     assert found["settings"]["seed"] == 0
     assert found["settings"]["methods"] == METHODS.split(",")
     assert set(found["versions"]) >= {"python", "captum-embed", "captum", "torch", "numpy"}
@@ -393,6 +393,57 @@ def test_masks_are_scored_where_there_are_any(place: Path) -> None:
     assert attention["num_masks"] == 8
     # The mask lies within the box.
     assert 0 < attention["mask_score"] < attention["score"]
+
+
+def test_masks_and_removal_are_measured_the_same_after_an_interruption(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(Path("data"), with_masks=True)
+
+    def run_all(output: str) -> int:
+        protocols = "attention,boxes,faithfulness"
+        return run(output, methods="ours_transfer,saliency", limit="4", protocols=protocols)
+
+    assert run_all("whole") == 0
+    original = evaluation.Evaluator.record
+    with monkeypatch.context() as patch:
+        calls: list[str] = []
+
+        def interrupted(self: Any, image: Any) -> Any:
+            calls.append(image.key)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return original(self, image)
+
+        patch.setattr(evaluation.Evaluator, "record", interrupted)
+        assert run_all("parts") == INTERRUPTED
+    assert run_all("parts") == 0
+    assert numbers_of("parts") == numbers_of("whole")
+    saliency = results("whole")["summary"]["saliency"]
+    for protocol, figures in {
+        "boxes": ("pxap", "pointing", "mask_pointing"),
+        "faithfulness": ("deletion", "insertion"),
+    }.items():
+        for figure in figures:
+            low, high = saliency[protocol]["intervals"][figure]
+            assert low <= saliency[protocol][figure] <= high
+            assert len(saliency[protocol]["difference"][figure]) == 3
+    # The crops are prepared once, for both protocols that show them.
+    assert sorted(path.name for path in Path("whole/cache").iterdir()) == ["attention", "boxes"]
+    table = Path("whole/results.md").read_text()
+    assert all(heading in table for heading in ("PxAP", "pointing, mask", "deletion", "insertion"))
+
+
+def test_without_masks_there_are_no_columns_of_masks(finished: str) -> None:
+    table = Path("run/results.md").read_text()
+    assert "pointing, box" in table
+    assert "PxAP" not in table
+    assert "mask" not in table
+
+
+def test_removal_alone_gives_a_table_and_a_report(place: Path) -> None:
+    assert run(protocols="faithfulness", methods="ours_transfer", limit="2", figures=True) == 0
+    assert "deletion" in Path("run/results.md").read_text()
 
 
 def test_a_limited_run_takes_a_subset_with_the_tuples_of_all_images(finished: str) -> None:

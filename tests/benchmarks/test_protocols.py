@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.datasets.records import ImageRecord
-from benchmarks.protocols import PROTOCOLS, Frame, ten_thousandths
+from benchmarks.metrics.attention import attention_score
+from benchmarks.metrics.pxap import pixel_histograms, pxap
+from benchmarks.metrics.relevance import relevance_mass_accuracy
+from benchmarks.pixel_counts import pack_counts, unpack_counts
+from benchmarks.protocols import DEFAULT_PROTOCOLS, PROTOCOLS, Frame, ten_thousandths
+from captum_embed.errors import InputError
 
 WIDTH, HEIGHT = 400, 300
 
@@ -55,7 +61,7 @@ def test_boxes_shows_the_image_at_its_size(record: ImageRecord) -> None:
     assert measures["iou"] == measures["best_iou"] == [10_000] * 99
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", DEFAULT_PROTOCOLS)
 def test_an_empty_heatmap_is_a_miss_and_says_so(name: str, record: ImageRecord) -> None:
     protocol = PROTOCOLS[name]
     frame = protocol.frame(record)
@@ -109,3 +115,69 @@ def test_rounding_keeps_an_iou_on_its_side_of_the_threshold(iou: float, delta: i
     (kept,) = ten_thousandths(np.array([iou]))
     assert (kept >= delta) == (iou >= delta / 10_000)
     assert 0 <= iou - kept / 10_000 < 1e-4 + 1e-12
+
+
+def test_the_maximum_points_at_the_box_and_the_mask(record: ImageRecord) -> None:
+    frame = PROTOCOLS["boxes"].frame(record)
+    assert frame is not None
+    assert frame.mask is not None
+    heatmap = np.full(frame.size, 0.1)
+    for (row, column), hit in {(100, 150): 1.0, (10, 10): 0.0}.items():
+        pointed = heatmap.copy()
+        pointed[row, column] = 1
+        measures = PROTOCOLS["boxes"].measure(pointed, frame)
+        assert (measures["pointing"], measures["mask_pointing"]) == (hit, hit)
+
+
+def test_full_size_maps_are_kept_as_histograms_on_and_off_the_mask(record: ImageRecord) -> None:
+    frame = PROTOCOLS["boxes"].frame(record)
+    assert frame is not None
+    assert frame.mask is not None
+    heatmap = np.random.default_rng(0).random(frame.size) + frame.mask
+    counts = unpack_counts(PROTOCOLS["boxes"].measure(heatmap, frame)["pixel_counts"])
+    assert (counts == pixel_histograms(heatmap, frame.mask)).all()
+    assert counts.sum(axis=1).tolist() == [160 * 120, WIDTH * HEIGHT - 160 * 120]
+    assert pxap(counts) > 0.95
+
+
+def test_the_mask_score_is_the_relevance_mass_accuracy(record: ImageRecord) -> None:
+    frame = PROTOCOLS["attention"].frame(record)
+    assert frame is not None
+    assert frame.mask is not None
+    heatmap = np.random.default_rng(0).random(frame.size)
+    measures = PROTOCOLS["attention"].measure(heatmap, frame)
+    assert measures["mask_score"] == relevance_mass_accuracy(heatmap, frame.mask)
+    assert measures["score"] == attention_score(heatmap, frame.box)
+
+
+def test_without_a_mask_nothing_of_it_is_measured(record: ImageRecord) -> None:
+    unmasked = replace(record, mask_path=None)
+    for name in DEFAULT_PROTOCOLS:
+        frame = PROTOCOLS[name].frame(unmasked)
+        assert frame is not None
+        measures = PROTOCOLS[name].measure(brightness(frame), frame)
+        assert measures["pointing"] == 1
+        assert not {"mask_score", "mask_pointing", "pixel_counts"} & measures.keys()
+
+
+def test_floors_of_masks_are_areas(record: ImageRecord) -> None:
+    frame = PROTOCOLS["boxes"].frame(record)
+    assert frame is not None
+    floor = PROTOCOLS["boxes"].floors(frame)["whole_image"]
+    area = 160 * 120 / (WIDTH * HEIGHT)
+    # Every pixel is as high as any: each of them may be the maximum, and all pass at once.
+    assert floor["pointing"] == floor["mask_pointing"] == pytest.approx(area)
+    assert pxap(unpack_counts(floor["pixel_counts"])) == pytest.approx(area)
+
+
+@given(st.dictionaries(st.integers(0, 2001), st.integers(0, 2**32 - 1)))
+def test_counts_come_back_from_their_text(counts: dict[int, int]) -> None:
+    histograms = np.zeros((2, 1001), np.int64)
+    histograms.ravel()[list(counts)] = list(counts.values())
+    assert (unpack_counts(pack_counts(histograms)) == histograms).all()
+
+
+@pytest.mark.parametrize("text", ["", "no base64!", "AAAA", pack_counts(np.zeros((2, 7)))])
+def test_text_that_holds_no_counts_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="no pixel histograms"):
+        unpack_counts(text)

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.pixel_counts import pack_counts
 from benchmarks.summary import counts, overlaps, summarize
 
 
@@ -81,3 +82,54 @@ def test_overlaps_are_in_units_of_one() -> None:
     assert found.shape == (2, 99)
     assert (found[0] == 0.5).all()
     np.testing.assert_allclose(found[1], np.arange(99) / 10_000)
+
+
+def test_pxap_is_that_of_all_pixels_together() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 9, (3, 2, 1001))
+    records = [image([50, 80], 0.5, pointing=1.0, pixel_counts=pack_counts(c)) for c in counts]
+    # One without a mask is in the other figures only.
+    found = summarize([*records, image([50, 80], 0.5, pointing=0.0)], ["a"])["a"]["boxes"]
+    values = np.repeat(np.tile(np.arange(1001), 6), counts.ravel())
+    on_object = np.repeat(np.tile([True, False], 3).repeat(1001), counts.ravel())
+    assert found["pxap"] == pytest.approx(average_precision(values, on_object))
+    assert found["num_masks"] == 3
+    assert found["pointing"] == 0.75
+    assert found["mask_pointing"] is None
+
+
+def average_precision(values: np.ndarray, on_object: np.ndarray) -> float:
+    total, before = 0.0, 0.0
+    for threshold in np.unique(values)[::-1]:
+        passed = values >= threshold
+        recall = on_object[passed].sum() / on_object.sum()
+        total += on_object[passed].mean() * (recall - before)
+        before = recall
+    return total
+
+
+def test_removal_curves_are_means_over_images() -> None:
+    records = [
+        {
+            "key": str(area),
+            "protocols": {
+                "faithfulness": {
+                    "methods": {
+                        "a": {
+                            "empty": False,
+                            "deletion": area,
+                            "insertion": 1 - area,
+                            "deletion_curve": [1.0, area],
+                            "insertion_curve": [area, 1.0],
+                        }
+                    },
+                    "floors": {},
+                }
+            },
+        }
+        for area in (0.25, 0.75)
+    ]
+    found = summarize(records, ["a"])["a"]["faithfulness"]
+    assert (found["deletion"], found["insertion"]) == (0.5, 0.5)
+    assert found["deletion_curve"] == [1.0, 0.5]
+    assert found["num_images"] == 2
