@@ -11,8 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.datasets.download import CUB_IMAGES, download_cub
 from benchmarks.datasets.embedded import write_embedded
-from benchmarks.datasets.load import load_dataset
+from benchmarks.datasets.load import LAYOUTS, load_dataset
 from benchmarks.datasets.records import (
     ImageRecord,
     ImageSet,
@@ -20,10 +21,23 @@ from benchmarks.datasets.records import (
     clip_box,
     load_rgb,
 )
+from benchmarks.datasets.selection import official_split, zero_shot_split
 from benchmarks.settings import ClassNumbers
 from captum_embed.errors import InputError
 
 EMBEDDED = "embedded"
+SPLITS = ("classes", "official", "zero-shot")
+
+DATA_HELP = (
+    "folder of a data set, known by the files in it ("
+    + "; ".join(f"{name}: {layout.sign}" for name, layout in LAYOUTS.items())
+    + f'), or "{EMBEDDED}": made on the spot'
+)
+SPLIT_HELP = (
+    "classes: those of --train-classes and --test-classes; official: the data set's own training "
+    "and test images; zero-shot: the first half of its classes and the second (CUB: 1-100, 101-200)"
+)
+DOWNLOAD_HELP = "fetch CUB-200-2011 (1.2 GB) into --data, unless there is a data set"
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,8 @@ def choose_data(
     folder: Path,
     seed: int,
     *,
+    split: str = SPLITS[0],
+    download: bool = False,
     progress: bool,
 ) -> DataChoice:
     """The images of a run.
@@ -88,16 +104,19 @@ def choose_data(
         test_classes (ClassNumbers, optional): likewise its second half.
         folder (Path): where the embedded set is written.
         seed (int): of the embedded set.
-        progress (bool): show a bar while that is made.
+        split (str): ``"classes"``, by the class numbers given; ``"official"`` or ``"zero-shot"``,
+            see `benchmarks.datasets.selection`.
+        download (bool): fetch CUB-200-2011 into the folder, unless there is a data set.
+        progress (bool): show a bar while a data set is made or fetched.
 
     Raises:
-        InputError: no known layout, a class without images, or classes not given.
+        InputError: classes not given, or given beside another split.
+        DatasetError: no known layout, a class without images, no such split, no download.
     """
-    if data == EMBEDDED:
-        root = write_embedded(folder / EMBEDDED, seed=seed, progress=progress)
-    else:
-        root = Path(data)
-    everything = load_dataset(root)
+    refuse_split_conflict(split, train_classes, test_classes)
+    everything = open_data(data, folder, seed, download=download, progress=progress)
+    if split != "classes":
+        return split_data(everything, split)
     if data == EMBEDDED:
         labels = sorted({record.label for record in everything.records})
         half = len(labels) // 2
@@ -114,6 +133,50 @@ def choose_data(
         train_classes,
         test_classes,
     )
+
+
+def refuse_split_conflict(
+    split: str, train_classes: ClassNumbers | None, test_classes: ClassNumbers | None
+) -> None:
+    """Raise `InputError` where classes are given, and another split than by classes."""
+    if split == "classes":
+        return
+    for flag, classes in (("--train-classes", train_classes), ("--test-classes", test_classes)):
+        if classes is not None:
+            raise InputError(
+                f"--split {split} takes its sides from the data set, and {flag} {classes} names "
+                "classes; leave one of them out"
+            )
+
+
+def split_data(everything: ImageSet, split: str) -> DataChoice:
+    """Both sides of the ``"official"`` or the ``"zero-shot"`` split."""
+    sides = official_split(everything) if split == "official" else zero_shot_split(everything)
+    train, test = (ClassNumbers(sorted(side.class_sizes)) for side in sides)
+    return DataChoice(*sides, train, test)
+
+
+def open_data(
+    data: str, folder: Path, seed: int, *, download: bool = False, progress: bool
+) -> ImageSet:
+    """All images of ``--data``; the embedded set is made, and CUB fetched where asked.
+
+    Raises:
+        InputError: a download of the embedded set.
+        DatasetError: no known layout, or the download failed.
+    """
+    if data == EMBEDDED:
+        if download:
+            raise InputError(
+                f"--download fetches CUB-200-2011 into --data; --data {EMBEDDED} is made on the "
+                "spot, give a folder"
+            )
+        return load_dataset(write_embedded(folder / EMBEDDED, seed=seed, progress=progress))
+    root = Path(data)
+    if download and not any(layout.is_here(root) for layout in LAYOUTS.values()):
+        inside = root.name == CUB_IMAGES.folder
+        download_cub(root.parent if inside else root, progress=progress)
+    return load_dataset(root)
 
 
 def survey(choice: DataChoice, *, progress: bool) -> DataChoice:

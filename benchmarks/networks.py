@@ -260,6 +260,11 @@ def _imported_factory(name: str) -> Callable[[str | Path | None], nn.Module]:
     return lambda checkpoint: factory() if checkpoint is None else factory(str(checkpoint))
 
 
+def is_factory(name: str) -> bool:
+    """Whether a network's name is that of a user's callable, ``package.module:factory``."""
+    return ":" in name and not name.startswith(TIMM)
+
+
 def embedding_network(
     name: str = DEFAULT_NETWORK,
     checkpoint: str | Path | None = None,
@@ -273,14 +278,13 @@ def embedding_network(
             f"--embedding-dim {embedding_dim} is the width of a new head, and the checkpoint "
             f"{checkpoint} brings its own; leave one of them out"
         )
-    plain = name.partition("@")[0]
-    if name.startswith(TIMM) or plain in torchvision_names():
+    if name.startswith(TIMM) or name.partition("@")[0] in torchvision_names():
         return backbone_network(name, embedding_dim, checkpoint=checkpoint, seed=seed)
     if name == DEFAULT_NETWORK:
         if checkpoint is not None:
             return load_checkpoint(checkpoint)
         return lite0_network(embedding_dim, seed=seed)
-    if ":" not in name:
+    if not is_factory(name):
         raise InputError(
             f"unknown network {name!r}; known: {NETWORK_HELP}. Of torchvision's, all that start "
             f"with {', '.join(FAMILIES)}"

@@ -19,11 +19,26 @@ from torchvision import transforms
 from tqdm import tqdm
 
 from benchmarks.checkpoints import CheckpointError, read_safetensors
-from benchmarks.datasets.cub import load_cub
+from benchmarks.data_choice import (
+    DATA_HELP,
+    DOWNLOAD_HELP,
+    SPLIT_HELP,
+    SPLITS,
+    open_data,
+    refuse_split_conflict,
+    split_data,
+)
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import ImageRecord, ImageSet, UnreadableImageError, load_rgb
 from benchmarks.files import require_writable_folder, write_atomically
-from benchmarks.networks import EmbeddingNetwork, lite0_network, load_checkpoint, packaged_state
+from benchmarks.networks import (
+    DEFAULT_NETWORK,
+    NETWORK_HELP,
+    EmbeddingNetwork,
+    embedding_network,
+    is_factory,
+    packaged_state,
+)
 from benchmarks.retrieval import embed, readable_batch, recall_at_1
 from benchmarks.settings import (
     ClassNumbers,
@@ -40,14 +55,19 @@ from captum_embed.errors import InputError
 
 @dataclass(frozen=True)
 class TrainSettings:
-    data: Path = setting("folder in the CUB-200-2011 layout", parse=Path)
-    train_classes: ClassNumbers = setting("such as 1-25", parse=ClassNumbers.parse)
+    data: str = setting(DATA_HELP)
     output: Path = setting("checkpoint to write (.safetensors)", parse=Path, changes_results=False)
+    train_classes: ClassNumbers | None = setting(
+        "such as 1-25", default=None, parse=ClassNumbers.parse
+    )
     test_classes: ClassNumbers | None = setting(
         "report recall@1 on these, which are never trained on",
         default=None,
         parse=ClassNumbers.parse,
     )
+    split: str = setting(SPLIT_HELP, default=SPLITS[0], choices=SPLITS)
+    download: bool = setting(DOWNLOAD_HELP, default=False, changes_results=False)
+    network: str = setting(NETWORK_HELP, default=DEFAULT_NETWORK)
     initial: Path | None = setting(
         "checkpoint to start from, instead of the ImageNet weights", default=None, parse=Path
     )
@@ -197,9 +217,24 @@ def chosen_device(name: str) -> torch.device:
 
 
 def starting_network(settings: TrainSettings) -> EmbeddingNetwork:
-    if settings.initial is not None:
-        return load_checkpoint(settings.initial)
-    return lite0_network(settings.embedding_dim, seed=settings.seed)
+    """The network to train, from a checkpoint or from ImageNet weights and a new head.
+
+    Raises:
+        InputError: a network without the parts that are trained here.
+    """
+    brings_head = settings.initial is not None or is_factory(settings.network)
+    network = embedding_network(
+        settings.network,
+        settings.initial,
+        None if brings_head else settings.embedding_dim,
+        seed=settings.seed,
+    )
+    if not isinstance(network, EmbeddingNetwork):
+        raise InputError(
+            f"--network {settings.network} gave a {type(network).__name__}; training needs a "
+            "benchmarks.networks.EmbeddingNetwork, with features and a head"
+        )
+    return network
 
 
 def checked_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
@@ -211,7 +246,19 @@ def checked_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
     if not 0 < settings.smallest_crop <= 1:
         raise InputError(f"--smallest-crop is {settings.smallest_crop}; expected 0 < area <= 1")
     require_writable_folder(settings.output.parent, "--output")
-    everything = load_cub(settings.data)
+    refuse_split_conflict(settings.split, settings.train_classes, settings.test_classes)
+    everything = open_data(
+        settings.data,
+        settings.output.with_suffix(".data"),
+        settings.seed,
+        download=settings.download,
+        progress=settings.progress,
+    )
+    if settings.split != "classes":
+        choice = split_data(everything, settings.split)
+        return choice.train, choice.test
+    if settings.train_classes is None:
+        raise InputError("say which classes to train on: --train-classes 1-25, or use --split")
     train = everything.select(settings.train_classes)
     if settings.test_classes is None:
         return train, None
@@ -264,7 +311,7 @@ def train(settings: TrainSettings) -> Path:
     write_atomically(settings.output, lambda path: save_file(state, path, metadata))
     unfinished.unlink(missing_ok=True)
     if recall is not None:
-        print(f"recall@1 on {len(test_images or ())} images of unseen classes: {recall:.1%}")
+        print(f"recall@1 after training, {len(test_images or ())} images: {recall:.1%}")
     print(f"written: {settings.output}")
     return settings.output
 
@@ -294,20 +341,23 @@ def _run(
 def _metadata(
     settings: TrainSettings, images: ImageSet, tested: ImageSet | None, recall: float | None
 ) -> dict[str, str]:
+    network = settings.network.partition("@")[0]
     metadata = {
-        "architecture": "efficientnet-lite0",
+        "architecture": "efficientnet-lite0" if network == DEFAULT_NETWORK else network,
         "normalize": "l2",
         "input": "RGB/255, mean .485 .456 .406, std .229 .224 .225",
         "loss": f"triplet, squared euclidean, margin {settings.margin:g}",
         "embedding_dim": str(settings.embedding_dim),
-        "train_classes": f"{images.name} {settings.train_classes}",
+        "train_classes": _named(images),
         "settings": json.dumps(as_json(settings, only_changing_results=True)),
     }
     if recall is not None and tested is not None:
-        metadata["recall_at_1"] = (
-            f"{recall:.4f} on {len(tested)} images of {tested.name} {settings.test_classes}"
-        )
+        metadata["recall_at_1"] = f"{recall:.4f} on {len(tested)} images of {_named(tested)}"
     return metadata
+
+
+def _named(images: ImageSet) -> str:
+    return f"{images.name} {ClassNumbers(sorted(images.class_sizes))}"
 
 
 def add_parser(commands: Any) -> None:

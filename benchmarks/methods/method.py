@@ -15,6 +15,7 @@ class MethodUnavailableError(Exception):
     """This method cannot serve this network; the message is the reason, shown in the table."""
 
 
+DEFAULT_BUDGET = 200
 CHOSEN_LAYER = "chosen"
 RECOMMENDED_LAYER = "recommended"
 
@@ -63,7 +64,7 @@ class Subject:
     num_neighbors: int = 1
     other_banks: Mapping[BankSpec, WeightBank] = field(default_factory=dict)
     other_layers: Mapping[str, nn.Module] = field(default_factory=dict)
-    budget: int = 200
+    budget: int = DEFAULT_BUDGET
     seed: int = 0
 
     @property

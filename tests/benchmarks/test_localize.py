@@ -468,3 +468,37 @@ def test_one_protocol_alone_is_enough(place: Path) -> None:
     assert not Path("a/curve.png").exists()
     assert run("b", protocols="boxes") == 0
     assert "attention" not in results("b")["summary"]["saliency"]
+
+
+def test_the_budget_changes_a_perturbation_method_and_stands_in_the_results(place: Path) -> None:
+    maps = []
+    for budget in ("4", "60"):
+        folder = f"run{budget}"
+        options = {"methods": "occlusion", "limit": "2", "protocols": "boxes"}
+        assert run(folder, budget=budget, **options) == 0
+        assert results(folder)["settings"]["budget"] == int(budget)
+        assert f"--budget {budget}" in results(folder)["command"]
+        maps.append(without_seconds(results(folder)["images"]))
+    assert maps[0] != maps[1]
+
+
+def test_a_torchvision_network_is_compared_offline_on_the_zero_shot_split(place: Path) -> None:
+    options: dict[str, str | None] = {"train_classes": None, "test_classes": None}
+    methods = "ours_recommended,guided_backprop"
+    assert (
+        run(
+            network="resnet18@random",
+            embedding_dim="6",
+            split="zero-shot",
+            methods=methods,
+            limit="1",
+            protocols="boxes",
+            figure_method="ours_recommended",
+            **options,
+        )
+        == 0
+    )
+    found = results()
+    assert found["settings"]["embedding_dim"] == 6
+    assert (found["data"]["train"]["classes"], found["data"]["test"]["classes"]) == ("1-2", "3-4")
+    assert not [m for m in found["methods"] if m.get("unavailable")]

@@ -10,7 +10,13 @@ from safetensors.torch import load_file, save_file
 from benchmarks import train as training
 from benchmarks.__main__ import INTERRUPTED, main
 from benchmarks.datasets.cub import load_cub
-from benchmarks.networks import EmbeddingNetwork, lite0_network, load_checkpoint
+from benchmarks.networks import (
+    EmbeddingNetwork,
+    build_network,
+    embedding_network,
+    lite0_network,
+    load_checkpoint,
+)
 from benchmarks.retrieval import embed, recall_at_1
 from captum_embed.errors import InputError
 
@@ -81,7 +87,7 @@ def test_training_writes_a_checkpoint_that_loads_and_says_how_it_was_made(
     assert metadata["normalize"] == "l2"
     assert metadata["embedding_dim"] == "8"
     assert metadata["recall_at_1"].startswith("1.0000 on 3 images")
-    assert "recall@1 on 3 images of unseen classes" in capsys.readouterr().out
+    assert "recall@1 after training, 3 images" in capsys.readouterr().out
     assert [p.name for p in place.iterdir() if "safetensors" in p.name] == ["net.safetensors"]
 
 
@@ -207,3 +213,28 @@ def test_embedding_leaves_the_network_in_its_mode(place: Path) -> None:
     assert labels.tolist() == [1, 1, 1]
     assert network.training
     assert network.features[1].num_batches_tracked == 0
+
+
+def test_a_torchvision_network_is_trained_and_loads_again(place: Path) -> None:
+    assert run(network="resnet18@random", steps="1", test_classes="4") == 0
+    network = build_network("resnet18", "net.safetensors")
+    assert network(torch.randn(1, 3, 64, 64)).shape == (1, 8)
+    start = embedding_network("resnet18@random", embedding_dim=8, seed=0)
+    assert not torch.equal(network.features.conv1.weight, start.features.conv1.weight)
+    with safe_open("net.safetensors", "pt") as file:
+        assert file.metadata()["architecture"] == "resnet18"
+
+
+def test_training_on_the_zero_shot_split_names_its_classes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"data": "data", "output": "net.safetensors", "embedding-dim": "8", "steps": "1"}
+    batch = {"classes-per-batch": "2", "images-per-class": "2", "device": "cpu"}
+    words = [w for name, value in {**options, **batch}.items() for w in (f"--{name}", value)]
+    assert main(["train", "--no-progress", *words]) == 1
+    assert "say which classes to train on" in capsys.readouterr().err
+    assert main(["train", "--no-progress", "--split", "zero-shot", *words]) == 0
+    with safe_open("net.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["train_classes"].endswith(" 1-2")
+    assert metadata["recall_at_1"].endswith(" 3-4")
