@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,10 @@ class Bench:
         }
 
     def _measure_method(self, name: str, key: str, query: Query, frame: Frame) -> Measures:
-        with torch.random.fork_rng(devices=_cuda_devices(self.device)):
-            torch.manual_seed(seed_of(self.plan.seed, self.protocol.name, key))
-            np_state = np.random.get_state()  # noqa: NPY002 - Captum's samplers use it
-            np.random.seed(seed_of(self.plan.seed, self.protocol.name, key) % 2**32)  # noqa: NPY002
+        with seeded(seed_of(self.plan.seed, self.protocol.name, key), self.device):
             started = self._now()
             pixels = self.heatmap(name, query)
             seconds = self._now() - started
-            np.random.set_state(np_state)  # noqa: NPY002
         finite = bool(np.isfinite(pixels).all())
         pixels = pixels if finite else np.zeros_like(pixels)
         measures = self.protocol.measure(pixels, frame, self._embed)
@@ -210,6 +207,19 @@ def seed_of(seed: int, *names: str) -> int:
     """
     digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
     return int.from_bytes(digest[:6], "big")
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """All draws inside come from a seed; the global generators are as they were afterwards."""
+    with torch.random.fork_rng(devices=_cuda_devices(device)):
+        torch.manual_seed(seed)
+        state = np.random.get_state()  # noqa: NPY002 - Captum's samplers use it
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
 
 
 def sample(records: Sequence[ImageRecord], limit: int | None, seed: int) -> list[ImageRecord]:
