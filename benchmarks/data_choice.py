@@ -57,9 +57,10 @@ class DataChoice:
     unreadable: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """Changes with any image's name, class or box; not with the folder's place."""
+        """Changes with any image's name, class, box or mask being there; not with the place."""
         listing = [
-            [record.key, record.label, list(record.box)]
+            # Named only where there is one: sets without masks keep their digests.
+            [record.key, record.label, list(record.box), *["mask"] * (record.mask_path is not None)]
             for images in (self.train, self.test)
             for record in images.records
         ]

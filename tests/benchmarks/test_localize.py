@@ -434,6 +434,14 @@ def test_masks_and_removal_are_measured_the_same_after_an_interruption(
     assert all(heading in table for heading in ("PxAP", "pointing, mask", "deletion", "insertion"))
 
 
+def test_masks_that_came_later_are_another_run(
+    finished: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(Path("data"), with_masks=True)
+    assert run() == 1
+    assert "data_digest" in capsys.readouterr().err
+
+
 def test_without_masks_there_are_no_columns_of_masks(finished: str) -> None:
     table = Path("run/results.md").read_text()
     assert "pointing, box" in table
