@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -56,10 +57,20 @@ class ActivationCache:
     def load(self, index: int) -> dict[str, Tensor]:
         """Activations (1, C, h, w) of one image, by ``view/layer``."""
         found: dict[str, Tensor] = load_file(self._path(index))
-        for view in {name.split("/")[0] for name in found}:
-            with torch.no_grad():
-                found[f"{view}/{LAST}"] = self.features.last(found[f"{view}/{BLOCK}"])
+        found[f"plain/{LAST}"] = self._last(found[f"plain/{BLOCK}"])
         return found
+
+    def load_layer(self, index: int, layer: str) -> Tensor:
+        """Activations (1, C, h, w) of one image at one layer, the image as it is."""
+        kept = BLOCK if layer == LAST else layer
+        with safe_open(str(self._path(index)), framework="pt") as file:
+            found: Tensor = file.get_tensor(f"plain/{kept}")
+        return self._last(found) if layer == LAST else found
+
+    @torch.no_grad()
+    def _last(self, of_the_block: Tensor) -> Tensor:
+        activations: Tensor = self.features.last(of_the_block)
+        return activations
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.safetensors"

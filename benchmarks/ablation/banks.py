@@ -28,8 +28,7 @@ class KeptActivations(Dataset[tuple[Tensor, int]]):
         return len(self.indices)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        kept = self.cache.load(self.indices[place])
-        return kept[f"plain/{self.layer}"][0], self.targets[place]
+        return self.cache.load_layer(self.indices[place], self.layer)[0], self.targets[place]
 
 
 class AllRolesTriplet(MetricForward):

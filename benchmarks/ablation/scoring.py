@@ -65,8 +65,9 @@ class Fold:
     @torch.no_grad()
     def _embed(self, bank_variant: BankVariant) -> Tensor:
         tail = Tail(self.cache.network, bank_variant)
-        layer = f"plain/{bank_variant.layer}"
-        return torch.cat([tail(self.cache.load(i)[layer]) for i in self.query_indices])
+        return torch.cat(
+            [tail(self.cache.load_layer(i, bank_variant.layer)) for i in self.query_indices]
+        )
 
     def records(self, done: set[str]) -> Iterator[dict[str, Any]]:
         """One record per image that is not done: the IoU of each variant at each threshold."""
