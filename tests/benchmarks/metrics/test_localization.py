@@ -59,7 +59,8 @@ def heatmaps_and_boxes(draw):
     kind = draw(st.sampled_from([np.float64, np.float32, np.uint8]))
     values = pixels if kind == np.float64 else st.integers(0, 7)
     heatmap = draw(arrays(kind, shape, elements=values))
-    heatmap[draw(st.integers(0, shape[0] - 1)), draw(st.integers(0, shape[1] - 1))] = 9
+    peak = draw(st.integers(0, shape[0] - 1)), draw(st.integers(0, shape[1] - 1))
+    heatmap[peak] = draw(st.sampled_from([1, 7]))
     spans = []
     for side in (shape[1], shape[0]):
         start = draw(st.floats(0, side - 0.5))
@@ -134,6 +135,13 @@ def test_of_components_as_large_the_first_in_raster_order_is_taken():
     assert threshold_sweep(heatmap, (0, 0, 1, 1), [0.5]).boxes.tolist() == [[3, 0, 4, 2]]
 
 
+def test_a_component_that_grows_upwards_moves_its_first_pixel():
+    # Of two pairs of pixels the right one comes first, by the pixel that it gains at 0.5.
+    heatmap = [[0, 0, 0, 0, 1], [1, 1, 0, 0, 2]]
+    sweep = threshold_sweep(heatmap, (0, 0, 1, 1), [0.5, 0.6])
+    assert sweep.boxes.tolist() == [[4, 0, 5, 2], [4, 1, 5, 2]]
+
+
 def test_best_iou_sees_a_small_component_that_the_largest_hides():
     heatmap = np.zeros((10, 10))
     heatmap[0:2, 0:2] = 1
@@ -184,6 +192,7 @@ def test_sweep_takes_views_and_read_only_arrays():
     [
         (np.full((3, 3), np.nan), "9 of 9 pixels are NaN"),
         (np.array([[1.0, np.inf]]), "1 of 2 pixels are NaN or infinite"),
+        (np.array([[1.0, -np.inf]]), "1 of 2 pixels are NaN or infinite"),
         (np.array([[1.0, -0.5]]), "lowest pixel is -0.5: apply the ReLU"),
         (np.ones(3), r"got \(3,\)"),
         (np.ones((1, 3, 3)), r"got \(1, 3, 3\)"),
