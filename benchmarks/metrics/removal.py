@@ -38,7 +38,7 @@ def removal_masks(
     values = check_heatmap(heatmap)
     wanted = np.asarray(shares, dtype=np.float64)
     if wanted.ndim != 1 or not ((wanted >= 0) & (wanted <= 1)).all():
-        raise InputError(f"shares of the pixels are a list of numbers from 0 to 1, got {shares}")
+        raise InputError(f"shares of the pixels are a list of numbers from 0 to 1, got {shares!r}")
     order = np.random.default_rng(seed).permutation(values.size)
     highest_first = order[np.argsort(-values.ravel()[order], kind="stable")]
     place = np.empty(values.size, dtype=np.intp)
