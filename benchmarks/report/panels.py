@@ -220,6 +220,6 @@ def _sides(box: Sequence[float] | None) -> Sides | None:
 
 
 def _plain(name: str) -> str:
-    if Path(name).name != name or "\\" in name:
+    if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is not the name of a file in this folder")
     return name

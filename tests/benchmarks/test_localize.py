@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import evaluation
+from benchmarks import evaluation, memory
 from benchmarks.__main__ import INTERRUPTED, main
 from benchmarks.evaluation import sample
 from benchmarks.summary import FLOORS, summarize
@@ -163,7 +163,10 @@ def test_a_run_writes_its_table_figures_and_every_record(
     assert len(record["iou"]) == len(record["best_iou"]) == len(found["thresholds"]) == 99
     for title in FLOORS.values():
         assert title in finished
-    for name in ("results.json", "results.csv", "results.md", "curve.png", "qualitative.png"):
+    for name in (
+        "results.json", "results.csv", "results.md", "curve.png", "cost.png", "qualitative.png",
+        "report.html",
+    ):  # fmt: skip
         assert f"run/{name}" in finished
         assert Path("run", name).stat().st_size > 500
     for name in ("curve.png", "qualitative.png"):
@@ -469,6 +472,28 @@ def test_a_smaller_sample_is_part_of_a_larger_one(place: Path) -> None:
     small, large = ({r.key for r in sample(records, n, 0)} for n in (3, 7))
     assert small < large
     assert {r.key for r in sample(records, 7, 1)} != large
+
+
+def test_peak_memory_is_measured_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"methods": "layer_activation,saliency", "protocols": "boxes", "limit": "2"}
+    assert run("m", memory=True, **options) == 0
+    found = results("m")
+    if found["memory"]["forward"] is None:
+        pytest.skip("peak memory is read from /proc")
+    boxes = {n: p["boxes"] for n, p in found["summary"].items() if "boxes" in p}
+    peaks = {name: numbers["peak_memory_bytes"] for name, numbers in boxes.items()}
+    assert peaks["layer_activation"] == found["memory"]["methods"]["layer_activation"]
+    assert peaks["saliency"] > found["memory"]["forward"] > 0
+    assert peaks["centre_box"] is None
+    monkeypatch.setattr(memory, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("again"))
+    assert run("m", memory=True, **options) == 0
+    assert results("m")["memory"] == found["memory"]
+
+
+def test_a_finished_run_can_be_reported_without_its_images(finished: str) -> None:
+    assert "data:image/png" in Path("run/report.html").read_text()
+    assert main(["report", "--run", "run", "--no-images"]) == 0
+    assert "data:image/png" not in Path("run/report.html").read_text()
 
 
 def test_one_protocol_alone_is_enough(place: Path) -> None:
