@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from captum.attr import (
     NoiseTunnel,
     Saliency,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.methods.availability import tried
 from benchmarks.methods.baselines import mean_image, plain_images
@@ -29,10 +30,20 @@ from benchmarks.methods.reductions import channel_sum, colour_magnitude
 NOISE = 0.15
 
 
+@contextmanager
+def _cut_below(layer: nn.Module) -> Iterator[None]:
+    """Ends the graph at the layer, where Captum's layer methods hold on to that of past batches."""
+    hook = layer.register_forward_hook(lambda _, __, output: output.detach().requires_grad_())
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _path(
     create: Callable[[Subject], Any],
-    reduce: Callable[[Tensor], Tensor],
     *,
+    at_layer: bool = False,
     evaluations: int = 1,
     extra: int = 0,
 ) -> Callable[[Subject], Explainer]:
@@ -42,23 +53,24 @@ def _path(
         method = create(subject)
 
         def attribute(query: Query) -> Tensor:
-            attributions: Tensor = method.attribute(
-                query.image,
-                mean_image(query.image),
-                additional_forward_args=query.references,
-                n_steps=num_steps(subject.budget, evaluations, extra),
-                # Conductance evaluates one image of a batch again in the next.
-                internal_batch_size=batch_size(query.image, least=4),
-            )
+            with _cut_below(subject.layer) if at_layer else nullcontext():
+                attributions: Tensor = method.attribute(
+                    query.image,
+                    mean_image(query.image),
+                    additional_forward_args=query.references,
+                    n_steps=num_steps(subject.budget, evaluations, extra),
+                    # Conductance evaluates one image of a batch again in the next.
+                    internal_batch_size=batch_size(query.image, least=4),
+                )
             return attributions
 
-        return explainer(subject, attribute, reduce)
+        return explainer(subject, attribute, channel_sum if at_layer else colour_magnitude)
 
     return tried(build)
 
 
 def _shap(
-    create: Callable[[Subject], Any], reduce: Callable[[Tensor], Tensor], *, evaluations: int = 1
+    create: Callable[[Subject], Any], *, at_layer: bool = False, evaluations: int = 1
 ) -> Callable[[Subject], Explainer]:
     """Gradients at random points between plain baselines and the image."""
 
@@ -79,7 +91,7 @@ def _shap(
                 total = total + mean * (len(baselines) / count)
             return total
 
-        return explainer(subject, attribute, reduce)
+        return explainer(subject, attribute, channel_sum if at_layer else colour_magnitude)
 
     return tried(build)
 
@@ -108,7 +120,7 @@ METHODS_OF_LAYERS = (
         "InternalInfluence",
         "captum: layer",
         "gradient at the layer, averaged from the mean image to the image",
-        _path(lambda s: InternalInfluence(s.forward, s.layer), channel_sum),
+        _path(lambda s: InternalInfluence(s.forward, s.layer), at_layer=True),
         cost="slow",
     ),
     Method(
@@ -116,7 +128,7 @@ METHODS_OF_LAYERS = (
         "LayerConductance",
         "captum: layer",
         "integrated gradients of the pixels as far as they flow through the layer",
-        _path(lambda s: LayerConductance(s.forward, s.layer), channel_sum, evaluations=2),
+        _path(lambda s: LayerConductance(s.forward, s.layer), at_layer=True, evaluations=2),
         cost="slow",
     ),
     Method(
@@ -124,7 +136,7 @@ METHODS_OF_LAYERS = (
         "LayerIntegratedGradients",
         "captum: layer",
         "gradient at the layer, integrated from the mean image's activation",
-        _path(lambda s: LayerIntegratedGradients(s.forward, s.layer), channel_sum, extra=2),
+        _path(lambda s: LayerIntegratedGradients(s.forward, s.layer), at_layer=True, extra=2),
         cost="slow",
     ),
     Method(
@@ -132,7 +144,7 @@ METHODS_OF_LAYERS = (
         "LayerGradientShap",
         "captum: layer",
         "gradient at the layer between plain baselines and the image, times the difference",
-        _shap(lambda s: LayerGradientShap(s.forward, s.layer), channel_sum, evaluations=3),
+        _shap(lambda s: LayerGradientShap(s.forward, s.layer), at_layer=True, evaluations=3),
         cost="slow",
     ),
 )
@@ -143,7 +155,7 @@ METHODS_OF_PIXELS = (
         "IntegratedGradients",
         "captum: input",
         "gradient at the pixels, integrated from the mean image to the image",
-        _path(lambda s: IntegratedGradients(s.forward), colour_magnitude),
+        _path(lambda s: IntegratedGradients(s.forward)),
         cost="slow",
     ),
     Method(
@@ -151,7 +163,7 @@ METHODS_OF_PIXELS = (
         "GradientShap",
         "captum: input",
         "gradient at the pixels between plain baselines and the image, times the difference",
-        _shap(lambda s: GradientShap(s.forward), colour_magnitude),
+        _shap(lambda s: GradientShap(s.forward)),
         cost="slow",
     ),
     Method(
