@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.report.charts import WIDTH
 from benchmarks.report.html import write_html
 
 pytest.importorskip("selenium", reason="the report is looked at with Selenium (extra: test)")
@@ -208,9 +209,12 @@ def test_the_legend_reads_the_curves_off_under_the_pointer(
         return legend(page, "layer_grad_cam").find_element(By.CSS_SELECTOR, ".value").text
 
     assert value() == f"{100 * curve[19]:.1f}"
-    ActionChains(page).move_to_element_with_offset(element(page, "#curves"), 60, 0).perform()
+    chart = element(page, "#curves")
+    ActionChains(page).move_to_element_with_offset(chart, 60, 0).perform()
     tau = float(element(page, "#tau").text.removeprefix("τ = "))
-    assert 0.4 < tau < 0.8
+    left, right = (float(str(chart.get_attribute(f"data-{side}"))) for side in ("left", "right"))
+    pointer = WIDTH * (0.5 + 60 / chart.size["width"])
+    assert tau == pytest.approx((pointer - left) / (right - left), abs=0.008)
     assert value() == f"{100 * curve[round(100 * tau) - 1]:.1f}"
     ActionChains(page).move_to_element(element(page, "h2")).perform()
     assert element(page, "#tau").text == "τ = 0.20"
