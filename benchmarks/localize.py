@@ -42,7 +42,7 @@ from benchmarks.report.cost import forward_costs, with_costs
 from benchmarks.report.html import write_html
 from benchmarks.report.intervals import main_method, with_intervals
 from benchmarks.report.tables import as_text, counts_text, forward_text, table_rows
-from benchmarks.results import header, package_versions, write_results
+from benchmarks.results import header, machine, package_versions, write_results
 from benchmarks.run_folder import RunFolder
 from benchmarks.settings import (
     ClassNumbers,
@@ -296,6 +296,7 @@ def report(
         "versions": package_versions(),
         "threads": torch.get_num_threads(),
         "device": plan.device,
+        "machine": machine(plan.device),
         "identity": run.identity,
         "data": data.as_json(),
         "counts": counts(images, plan.protocols, unreadable=len(data.unreadable)),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.files import write_json, write_text
 from benchmarks.metrics.localization import THRESHOLDS
@@ -35,6 +38,21 @@ CSV_COLUMNS = (
 def package_versions() -> dict[str, str]:
     """Versions that results depend on, Python's among them."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What times depend on."""
+    found: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count()}
+    if torch.device(device).type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

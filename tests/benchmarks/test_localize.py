@@ -151,6 +151,7 @@ def test_a_run_writes_its_table_figures_and_every_record(
     assert found["settings"]["seed"] == 0
     assert found["settings"]["methods"] == METHODS.split(",")
     assert set(found["versions"]) >= {"python", "captum-embed", "captum", "torch", "numpy"}
+    assert found["machine"]["cores"] >= 1
     assert found["command"].startswith("python -m benchmarks localize --data data")
     assert found["counts"] == {
         "images": 8,
