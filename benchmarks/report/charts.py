@@ -13,7 +13,7 @@ from benchmarks.report.figures import FLOOR
 from benchmarks.report.markup import Markup, join, tag
 
 WIDTH, HEIGHT = 640.0, 400.0
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 14.0, 50.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 16.0, 14.0, 50.0
 NUM_COLOURS = 8
 MOST_HIGHLIGHTED = 7
 CHARACTER = 6.0  # width of a label's letter
@@ -217,7 +217,7 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 def _marked_line(x: float) -> Markup:
     return join(
         tag("line", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="forward-line"),
-        tag("text", "plain forward pass", x=_r(x + 5), y=HEIGHT - BOTTOM - 6, class_="remark"),
+        tag("text", "plain forward pass", x=_r(x + 5), y=TOP + 10, class_="remark"),
     )
 
 

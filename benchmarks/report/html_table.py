@@ -126,7 +126,7 @@ def _cell(cell: Cell, edge: str | None) -> Markup:
             low, high = (float(end) for end in cell.ends)
             verdict = "above" if low > 0 else "below" if high < 0 else None
     if cell.note:
-        parts.append(tag("small", f"τ {cell.note}"))
+        parts.append(tag("small", f"({cell.note})"))
     classes = " ".join(filter(None, (edge, verdict))) or None
     return tag("td", *parts, class_=classes, data_value=cell.value)
 

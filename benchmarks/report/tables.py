@@ -95,8 +95,12 @@ def _with_interval(cell: Cell, ends: Sequence[float], form: str) -> Cell:
     return Cell(cell.text, cell.value, shown, f"{(high - low) / 2:.1f}", cell.note)
 
 
-def count(key: str) -> Callable[[Numbers], Cell]:
-    return lambda numbers: Cell(str(numbers[key]), numbers[key]) if key in numbers else Cell()
+def misses(numbers: Numbers) -> Cell:
+    """How many maps were empty, of how many."""
+    if "num_empty" not in numbers:
+        return Cell()
+    note = f"of {numbers['num_images']}" if "num_images" in numbers else ""
+    return Cell(str(numbers["num_empty"]), numbers["num_empty"], note=note)
 
 
 def measure(key: str, scale: float, form: str) -> Callable[[Numbers], Cell]:
@@ -150,10 +154,7 @@ COLUMNS = (
         "Full-size maps whose maximum lies on the mask, %", "higher", in_terminal=False,
     ),
     Column(
-        "images", "boxes", count("num_images"), "Full-size images measured", in_terminal=False
-    ),
-    Column(
-        "empty", "boxes", count("num_empty"),
+        "empty", "boxes", misses,
         "Maps of full-size images without a positive pixel: misses", "lower",
     ),
     Column(
@@ -179,10 +180,7 @@ COLUMNS = (
         "The same while the least highlighted pixels are blurred", "higher",
     ),
     Column(
-        "crops", "attention", count("num_images"), "Cropped images measured", in_terminal=False
-    ),
-    Column(
-        "empty crops", "attention", count("num_empty"),
+        "empty crops", "attention", misses,
         "Maps of cropped images without a positive pixel: score 0", "lower", in_terminal=False,
     ),
     Column(
