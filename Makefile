@@ -13,7 +13,7 @@ $(INSTALLED): pyproject.toml
 	touch $(INSTALLED)
 
 benchmark: $(INSTALLED)
-	$(BIN)/python -m benchmarks localize --data embedded --limit 60 --output runs/embedded
+	$(BIN)/python -m benchmarks localize --data embedded --limit 40 --output runs/embedded
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
