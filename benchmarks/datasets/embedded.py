@@ -128,6 +128,8 @@ def _write_all(root: Path, settings: dict[str, Any], progress: bool) -> None:
         "image_class_labels": [],
         "bounding_boxes": [],
         "train_test_split": [],
+        # Not CUB's: which texture is behind the object.
+        "backgrounds": [],
     }
     with tqdm(
         total=len(CLASSES) * per_class, desc="embedded data set", disable=not progress
@@ -148,6 +150,7 @@ def _write_all(root: Path, settings: dict[str, Any], progress: bool) -> None:
                 lists["image_class_labels"].append(f"{image_id} {label}")
                 lists["bounding_boxes"].append(f"{image_id} {x}.0 {y}.0 {width}.0 {height}.0")
                 lists["train_test_split"].append(f"{image_id} {(index + 1) % 2}")
+                lists["backgrounds"].append(f"{image_id} {composite.background}")
                 bar.update()
     lists["classes"] = [f"{label} {class_folder(label)}" for label in range(1, len(CLASSES) + 1)]
     for name, lines in lists.items():
@@ -190,7 +193,8 @@ def _readme(settings: dict[str, Any]) -> list[str]:
         "",
         "Composites: objects cut out of the sample photographs of scikit-image, laid on its",
         "photographs of textures. Boxes and masks are exact: those of the visible pixels of the",
-        "object. Texture patches lie beside and on the objects.",
+        "object. Texture patches lie beside and on the objects. backgrounds.txt names the texture",
+        "behind each object.",
         f"Settings: {json.dumps(settings)}",
         "",
         "Sources of the classes (functions of skimage.data), as scikit-image documents them:",
