@@ -53,6 +53,10 @@ class UnitLength(nn.Module):
         return F.normalize(x, dim=1)
 
 
+class MaxPool(nn.MaxPool2d):
+    """Max pooling, known by another type than Captum's tables know it by."""
+
+
 class LayerOutput(nn.Module):
     """Stands where the explained layer ends."""
 
@@ -61,7 +65,7 @@ class LayerOutput(nn.Module):
 
 
 # Modules that rules hook at their input and output.
-_HOOKED = (nn.ReLU, Elementwise, UnitLength, LayerOutput, nn.MaxPool2d, nn.Softmax)
+_HOOKED = (nn.ReLU, Elementwise, UnitLength, MaxPool, LayerOutput, nn.Softmax)
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,14 @@ def _replacement(module: nn.Module | None, node: fx.Node) -> nn.Module | None:
     if module is not None:
         if type(module) is nn.ReLU:
             return nn.ReLU()
+        if type(module) is nn.MaxPool2d:
+            return MaxPool(
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.dilation,
+                ceil_mode=module.ceil_mode,
+            )
         return Elementwise(module.forward) if isinstance(module, _ELEMENTWISE_MODULES) else None
     if node.op not in ("call_function", "call_method"):
         return None

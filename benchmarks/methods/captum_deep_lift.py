@@ -15,21 +15,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from captum.attr import DeepLift, DeepLiftShap, LayerDeepLift, LayerDeepLiftShap
-from captum.attr._core import deep_lift
 from captum.attr._utils.custom_modules import Addition_Module
 from torch import Tensor, nn
 
 from benchmarks.methods.availability import trial_query, tried
 from benchmarks.methods.baselines import mean_image, plain_images
-from benchmarks.methods.canonical import (
-    CanonicalNetwork,
-    Elementwise,
-    LayerOutput,
-    UnitLength,
-    canonical,
-)
+from benchmarks.methods.canonical import CanonicalNetwork, LayerOutput, canonical
 from benchmarks.methods.canonical_loss import HingedTriplets, active_references
 from benchmarks.methods.captum_call import explainer
+from benchmarks.methods.deep_lift_rules import SUPPORTED_NON_LINEAR
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
 from benchmarks.methods.reductions import channel_sum, colour_magnitude
 
@@ -43,52 +37,10 @@ TOLERANCE = 0.02
 _LINEAR = frozenset(
     {
         nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, Addition_Module,
-        LayerOutput, operator.sub, F.pad, torch.cat, torch.flatten, torch.mean, torch.sum,
-        "contiguous", "flatten", "mean", "permute", "reshape", "sum", "view", "view_as",
+        LayerOutput, operator.sub, F.dropout, F.pad, torch.cat, torch.flatten, torch.mean,
+        torch.sum, "contiguous", "flatten", "mean", "permute", "reshape", "sum", "view", "view_as",
     }
 )  # fmt: skip
-
-
-def unit_length_rule(
-    module: nn.Module,
-    inputs: Tensor,
-    outputs: Tensor,
-    grad_input: Tensor,
-    grad_output: Tensor,
-    eps: float = 1e-10,
-) -> Tensor:
-    """DeepLift through u / |u|, in Captum's form of a rule.
-
-    The length is a sum of squares under a root: both are elementwise, and the rescale rule holds
-    for them. Their quotient 1 / |u| times u is a product, whose change is shared as Shapley
-    values share it: half the sum of the two values of one factor, times the change of the other.
-
-    Args:
-        module (nn.Module): not used.
-        inputs (Tensor): vectors of the images and then of the baselines, (2N, D).
-        outputs (Tensor): not used.
-        grad_input (Tensor): not used.
-        grad_output (Tensor): multipliers of the output, (2N, D).
-        eps (float): not used.
-
-    Returns:
-        Tensor: multipliers of the input, (2N, D).
-    """
-    vectors, at_baseline = inputs.chunk(2)
-    tiny = torch.finfo(inputs.dtype).tiny
-    length = vectors.norm(dim=1, keepdim=True).clamp(min=tiny)
-    other = at_baseline.norm(dim=1, keepdim=True).clamp(min=tiny)
-    # Change of 1 / |u| by change of |u|^2.
-    slope = -1 / (length * other * (length + other))
-    total = torch.cat([vectors + at_baseline] * 2)
-    scale = torch.cat([(1 / length + 1 / other) / 2] * 2)
-    along = (total * grad_output).sum(1, keepdim=True) / 2
-    return scale * grad_output + torch.cat([slope] * 2) * along * total
-
-
-# Captum's table of rules, extended for module types that are only ours.
-deep_lift.SUPPORTED_NON_LINEAR[Elementwise] = deep_lift.nonlinear
-deep_lift.SUPPORTED_NON_LINEAR[UnitLength] = unit_length_rule
 
 
 def _create(forward: nn.Module, network: CanonicalNetwork, *, at_layer: bool, shap: bool) -> Any:
@@ -150,7 +102,7 @@ def _require_completeness(
 
     total, change = explainer(subject, attribute, lambda sums: sums, network=forward)(query)
     if not (total - change).abs() <= TOLERANCE * (total.abs() + change.abs()):
-        beside = network.beside(_LINEAR | frozenset(deep_lift.SUPPORTED_NON_LINEAR))
+        beside = network.beside(_LINEAR | frozenset(SUPPORTED_NON_LINEAR))
         raise MethodUnavailableError(
             f"its attributions sum to {float(total):.3g} where the loss changes by "
             f"{float(change):.3g}; without a DeepLift rule: {beside or 'none known'}"

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from captum.attr import LRP, LayerLRP
 from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES, SUPPORTED_NON_LINEAR_LAYERS
-from captum.attr._utils.lrp_rules import IdentityRule
+from captum.attr._utils.lrp_rules import EpsilonRule, IdentityRule
 from torch import Tensor, nn
 
 from benchmarks.methods.availability import tried
-from benchmarks.methods.canonical import Elementwise, LayerOutput, UnitLength, canonical
+from benchmarks.methods.canonical import Elementwise, LayerOutput, MaxPool, UnitLength, canonical
 from benchmarks.methods.canonical_loss import active_references, linear_loss
 from benchmarks.methods.captum_call import explainer
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
@@ -28,12 +28,16 @@ from benchmarks.methods.reductions import channel_sum, colour_magnitude
 _PASSES_RELEVANCE_ON = (Elementwise, UnitLength, LayerOutput)
 # They only move numbers, and so does the gradient through them.
 _MOVES_NUMBERS = frozenset(
-    {F.pad, torch.flatten, "flatten", "view", "view_as", "reshape", "contiguous", "permute"}
-)
+    {
+        F.dropout, F.pad, torch.cat, torch.flatten,
+        "contiguous", "flatten", "permute", "reshape", "view", "view_as",
+    }
+)  # fmt: skip
 _KNOWN = (
     frozenset(SUPPORTED_LAYERS_WITH_RULES)
     | frozenset(SUPPORTED_NON_LINEAR_LAYERS)
     | frozenset(_PASSES_RELEVANCE_ON)
+    | {MaxPool}
     | _MOVES_NUMBERS
 )
 
@@ -54,6 +58,8 @@ def _lrp(
             for module in network.encoder.modules():
                 if isinstance(module, _PASSES_RELEVANCE_ON):
                     module.rule = IdentityRule()
+                elif isinstance(module, MaxPool):
+                    module.rule = EpsilonRule()
             method = create(nn.Sequential(network.encoder, loss), network.layer)
             relevance: Tensor = method.attribute(query.image, target=0)
             return relevance

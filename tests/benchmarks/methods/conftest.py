@@ -21,7 +21,7 @@ class AwkwardFeatures(nn.Module):
         self.stem = nn.Conv2d(3, CHANNELS, 3, stride=2, bias=bias)
         self.norm = nn.BatchNorm2d(CHANNELS) if bias else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
-        self.pool = nn.MaxPool2d(2) if bias else nn.AvgPool2d(2)
+        self.pool = nn.MaxPool2d(3, 2, padding=1) if bias else nn.AvgPool2d(2)
         self.block = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=bias)
         self.last = nn.Conv2d(CHANNELS, CHANNELS, 1, bias=bias)
 

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmarks.methods import METHODS, MethodUnavailableError, Query, Subject
-from benchmarks.methods.canonical import canonical
+from benchmarks.methods.availability import trial_query
+from benchmarks.methods.canonical import MaxPool, canonical
 from benchmarks.methods.canonical_loss import HingedTriplets, active_references
-from benchmarks.methods.captum_deep_lift import unit_length_rule
+from benchmarks.methods.deep_lift_rules import max_pool_rule, unit_length_rule
+from benchmarks.networks import EmbeddingNetwork
 from captum_embed import TripletForward
 
 
@@ -33,6 +35,23 @@ def test_the_rule_for_the_l2_norm_sums_to_the_change(
     torch.testing.assert_close(total, change)
 
 
+@pytest.mark.parametrize("zero", ["baseline", "image", "both"])
+def test_the_rule_for_the_l2_norm_stands_vectors_of_length_zero(zero: str) -> None:
+    vectors, multipliers = torch.randn(2, 3, 5, dtype=torch.float64)
+    inputs = torch.cat([vectors, vectors + 1])
+    if zero != "image":
+        inputs[3] = 0
+    if zero != "baseline":
+        inputs[0] = 0
+    outputs = F.normalize(inputs, dim=1)
+    found = unit_length_rule(
+        nn.Identity(), inputs, outputs, torch.empty(0), torch.cat([multipliers] * 2)
+    )
+    change = (multipliers * (outputs[:3] - outputs[3:])).sum(1)
+    assert torch.isfinite(found[1:]).all()
+    torch.testing.assert_close((found[:3] * (inputs[:3] - inputs[3:])).sum(1), change)
+
+
 def test_the_rule_for_the_l2_norm_is_its_gradient_where_nothing_changes() -> None:
     vectors = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     multipliers = torch.randn(3, 5, dtype=torch.float64)
@@ -43,6 +62,40 @@ def test_the_rule_for_the_l2_norm_is_its_gradient_where_nothing_changes() -> Non
         nn.Identity(), twice, F.normalize(twice, dim=1), twice, torch.cat([multipliers] * 2)
     )
     torch.testing.assert_close(found[:3], gradient)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(0, 1), st.booleans(), st.integers(0, 10**6)
+)
+def test_the_rule_for_max_pooling_sums_to_the_change_where_windows_overlap(
+    kernel: int, stride: int, padding: int, ceil: bool, seed: int
+) -> None:
+    padding = min(padding, kernel // 2)
+    pool = MaxPool(kernel, stride, padding, ceil_mode=ceil)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(4, 2, 7, 6, generator=generator, dtype=torch.float64)
+    # Equal to the baseline in places, as after a ReLU.
+    inputs = inputs.relu()
+    outputs = pool(inputs)
+    arriving = torch.randn(2, *outputs.shape[1:], generator=generator, dtype=torch.float64)
+    found = max_pool_rule(
+        pool, inputs, outputs, torch.zeros_like(inputs), torch.cat([arriving] * 2)
+    )
+    change = (arriving * (outputs[:2] - outputs[2:])).sum((1, 2, 3))
+    total = (found[:2] * (inputs[:2] - inputs[2:])).sum((1, 2, 3))
+    torch.testing.assert_close(total, change)
+
+
+def test_the_rule_for_max_pooling_is_captum_s_where_windows_do_not_overlap() -> None:
+    from captum.attr._core.deep_lift import maxpool2d
+
+    pool = MaxPool(2)
+    inputs = torch.randn(4, 2, 8, 6, dtype=torch.float64)
+    arriving = torch.randn(2, 2, 4, 3, dtype=torch.float64)
+    pool.input = inputs
+    given_to_rule = (pool, inputs, pool(inputs), inputs, torch.cat([arriving] * 2))
+    torch.testing.assert_close(max_pool_rule(*given_to_rule), maxpool2d(*given_to_rule))
 
 
 def change_of_loss(subject: Subject, query: Query) -> Tensor:
@@ -170,3 +223,20 @@ def test_another_distance_is_refused_where_it_breaks_completeness(tiny_subject: 
     forward = TripletForward(tiny_subject.network, distance="euclidean")
     with pytest.raises(MethodUnavailableError, match="where the loss changes by"):
         METHODS["deep_lift"].build(replace(tiny_subject, forward=forward))
+
+
+@pytest.mark.parametrize("name", ["deep_lift", "layer_deep_lift", "lrp", "layer_lrp"])
+def test_torchvision_s_resnet_is_served(name: str) -> None:
+    """Its ReLU modules run twice, work in place and feed an overlapping max pooling."""
+    from torchvision.models import resnet18
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        features = nn.Sequential(*list(resnet18().children())[:-2])
+        network = EmbeddingNetwork(features, nn.Linear(512, 6, bias=False))
+    network.eval().requires_grad_(False)
+    subject = Subject(TripletForward(network), network.features)
+    explain = METHODS[name].build(subject)
+    query = trial_query(subject)
+    assert query is not None
+    assert explain(query).abs().max() > 0
