@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.files import require_writable_folder, write_atomically, write_json
+from benchmarks.files import require_writable_folder, write_atomically, write_json, write_text
 from benchmarks.networks import EmbeddingNetwork, packaged_state
 from benchmarks.results import package_versions
 from benchmarks.settings import (
@@ -125,7 +125,8 @@ def shortcut(settings: ShortcutSettings) -> Path:
         settings (ShortcutSettings): see each field's help.
 
     Returns:
-        Path: of shortcut.json, beside shortcut.png, the checkpoints and the photographs.
+        Path: of shortcut.json, beside the tables, the figure, the checkpoints and the
+        photographs.
 
     Raises:
         InputError: settings that cannot work, before work starts.
@@ -310,8 +311,12 @@ def write(
     chosen = choose_queries(errors, photos, settings.figure_rows, settings.seed)
     results["figure"] = [photos.keys[index] for index in chosen]
     rows = [_row(index, photos, errors, maps) for index in chosen]
-    paths = [write_json(folder / "shortcut.json", results)]
-    paths.append(save_with_palette(draw(rows, results), folder / "shortcut.png"))
+    tables = f"{as_tables(results, markdown=True)}\n\n```\n{results['command']}\n```\n"
+    paths = [
+        write_json(folder / "shortcut.json", results),
+        write_text(folder / "shortcut.md", tables),
+        save_with_palette(draw(rows, results), folder / "shortcut.png"),
+    ]
     paths += [
         _save_network(networks[model], folder / f"{name}.safetensors")
         for model, name in TRAINING_SETS.items()

@@ -245,7 +245,8 @@ def test_a_set_of_an_older_version_is_refused(run: Path, tmp_path: Path) -> None
 
 def test_the_command_writes_numbers_figure_and_checkpoints(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
-        "data", "fixed.safetensors", "planted.safetensors", "shortcut.json", "shortcut.png",
+        "data", "fixed.safetensors", "planted.safetensors",
+        "shortcut.json", "shortcut.md", "shortcut.png",
     }  # fmt: skip
     results = results_of(run)
     assert results["command"].startswith("python -m benchmarks shortcut --output")
