@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import memory
@@ -40,6 +41,21 @@ def test_what_is_not_the_task_s_is_not_counted() -> None:
     assert peak is not None
     assert peak < 12 * MEGABYTE
     assert len(kept) == 100 * MEGABYTE
+
+
+@needs_proc
+def test_pages_of_files_that_the_forward_pass_reads_too_are_not_counted(tmp_path: Path) -> None:
+    path = tmp_path / "library"
+    path.write_bytes(bytes(hold(60)))
+    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+
+    def read() -> None:
+        mapped.sum()
+
+    with_forward, without = _forked(read, read), _forked(read, nothing)
+    assert with_forward is not None
+    assert without is not None
+    assert with_forward < 12 * MEGABYTE < 50 * MEGABYTE < without
 
 
 @needs_proc
