@@ -30,6 +30,7 @@ from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks import build_network, find_layer, named_layer
 from benchmarks.preparation import MinedQueries, ProtocolCache
 from benchmarks.protocols import PROTOCOLS, EvaluationProtocol, Frame, Measures
+from benchmarks.shared_forward import Recording, record, replayed
 from captum_embed import TripletForward, WeightBank
 
 
@@ -51,6 +52,8 @@ class EvaluationPlan:
         embedding_dim (int, optional): width of a new head, see `build_network`.
         budget (int): evaluations per image of the methods that take many, see
             `benchmarks.methods.budget`.
+        slow_keys (frozenset of str, optional): the images that methods of cost ``"slow"`` are run
+            on; None: all.
     """
 
     network: str
@@ -65,6 +68,21 @@ class EvaluationPlan:
     cache: Path
     embedding_dim: int | None = None
     budget: int = DEFAULT_BUDGET
+    slow_keys: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class SharedForward:
+    """A forward pass that methods share.
+
+    Args:
+        recording (Recording, optional): None where the network allows no sharing.
+        seconds (float): what a method is spared by it. It counts in the time of every method that
+            shares, so that times are those of a method used alone.
+    """
+
+    recording: Recording | None
+    seconds: float
 
 
 class Bench:
@@ -121,30 +139,44 @@ class Bench:
         size = (query.image.shape[2], query.image.shape[3])
         return heatmap(explain(query), size, method.map_power)
 
-    def measure(self, record: ImageRecord) -> dict[str, Any]:
+    def measure(self, image: ImageRecord) -> dict[str, Any]:
         """Measures of every method and floor on one image; ``{"left_out": reason}`` without any."""
-        frame = self.protocol.frame(record)
+        frame = self.protocol.frame(image)
         if frame is None:
             return {"left_out": "its box lies outside the crop"}
-        query = self.query(record.key, frame.image)
+        query = self.query(image.key, frame.image)
         height, width = frame.size
+        forward_seconds = self._forward_seconds(query)
+        shared = self._share(query, forward_seconds)
         return {
             "size": [width, height],
             "box": [round(side, 3) for side in frame.box],
             "num_tuples": query.references[0].shape[1] if query.references else None,
-            "forward_seconds": self._forward_seconds(query),
+            "forward_seconds": round(forward_seconds, 5),
             "floors": self.protocol.floors(frame, self._embed),
             "methods": {
-                name: self._measure_method(name, record.key, query, frame)
+                name: self._measure_method(name, image.key, query, frame, shared)
                 for name in self.explainers
+                if self._wants(name, image.key)
             },
         }
 
-    def _measure_method(self, name: str, key: str, query: Query, frame: Frame) -> Measures:
-        with seeded(seed_of(self.plan.seed, self.protocol.name, key), self.device):
+    def _wants(self, name: str, key: str) -> bool:
+        slow = self.explainers[name][0].cost == "slow"
+        return not slow or self.plan.slow_keys is None or key in self.plan.slow_keys
+
+    def _measure_method(
+        self, name: str, key: str, query: Query, frame: Frame, shared: SharedForward
+    ) -> Measures:
+        shares = self.explainers[name][0].shares_forward
+        recording = shared.recording if shares else None
+        seed = seed_of(self.plan.seed, self.protocol.name, key)
+        with seeded(seed, self.device), replayed(recording):
             started = self._now()
             pixels = self.heatmap(name, query)
             seconds = self._now() - started
+        if shares:
+            seconds += shared.seconds
         finite = bool(np.isfinite(pixels).all())
         pixels = pixels if finite else np.zeros_like(pixels)
         measures = self.protocol.measure(pixels, frame, self._embed)
@@ -162,9 +194,21 @@ class Bench:
     def _forward_seconds(self, query: Query) -> float:
         # Once unmeasured: the first pass on an image of a new size prepares what all others use.
         self.network(query.image)
+        return self._timed_forward(query)
+
+    @torch.no_grad()
+    def _timed_forward(self, query: Query) -> float:
         started = self._now()
         self.network(query.image)
-        return round(self._now() - started, 5)
+        return self._now() - started
+
+    def _share(self, query: Query, forward_seconds: float) -> SharedForward:
+        """The pass that methods share, and what of it each of them is spared."""
+        layers = {self.subject.layer, *self.subject.other_layers.values()}
+        recording = record(self.network, layers, query.image)
+        with replayed(recording):
+            rest = self._timed_forward(query)
+        return SharedForward(recording, max(0.0, forward_seconds - rest))
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from benchmarks.data_choice import (
-    DATA_HELP,
-    DOWNLOAD_HELP,
-    SPLIT_HELP,
-    SPLITS,
     DataChoice,
     choose_data,
     survey,
@@ -23,20 +18,17 @@ from benchmarks.data_choice import (
 from benchmarks.evaluation import EvaluationPlan, Evaluator, sample
 from benchmarks.files import require_writable_folder
 from benchmarks.localize_figures import write_panels, write_qualitative
+from benchmarks.localize_settings import LocalizeSettings
 from benchmarks.memory import largest_image, peak_memory
 from benchmarks.methods import distinct_banks, select
-from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks import (
-    DEFAULT_NETWORK,
-    EMBEDDING_DIM,
-    NETWORK_HELP,
     build_network,
     find_layer,
     named_layer,
 )
 from benchmarks.parallel import evaluate_all
 from benchmarks.preparation import ProtocolCache, ShownImages, mine_queries, prepare_bank
-from benchmarks.protocols import DEFAULT_PROTOCOLS, PROTOCOLS
+from benchmarks.protocols import PROTOCOLS
 from benchmarks.report.command import write_figures
 from benchmarks.report.cost import forward_costs, with_costs
 from benchmarks.report.html import write_html
@@ -45,97 +37,16 @@ from benchmarks.report.tables import as_text, counts_text, forward_text, table_r
 from benchmarks.results import header, machine, package_versions, write_results
 from benchmarks.run_folder import RunFolder
 from benchmarks.settings import (
-    ClassNumbers,
     add_arguments,
     as_command,
     as_json,
     from_arguments,
-    names,
-    positive_int,
-    setting,
 )
 from benchmarks.summary import FLOORS, counts, summarize
 from benchmarks.train import chosen_device
 from captum_embed import TripletForward, WeightBank
 from captum_embed.errors import InputError
 from captum_embed.weight_bank import encoder_fingerprint
-
-
-@dataclass(frozen=True)
-class LocalizeSettings:
-    data: str = setting(DATA_HELP)
-    output: Path = setting("folder of the run", parse=Path, changes_results=False)
-    train_classes: ClassNumbers | None = setting(
-        "classes of the weight bank, such as 1-10", default=None, parse=ClassNumbers.parse
-    )
-    test_classes: ClassNumbers | None = setting(
-        "classes to test on, such as 26-35", default=None, parse=ClassNumbers.parse
-    )
-    split: str = setting(SPLIT_HELP, default=SPLITS[0], choices=SPLITS)
-    download: bool = setting(DOWNLOAD_HELP, default=False, changes_results=False)
-    checkpoint: Path | None = setting(
-        "safetensors file; without one the network's ImageNet weights", default=None, parse=Path
-    )
-    network: str = setting(NETWORK_HELP, default=DEFAULT_NETWORK)
-    embedding_dim: int | None = setting(
-        f"width of a new, untrained head where there is no checkpoint; default: {EMBEDDING_DIM}, "
-        f"and none for {DEFAULT_NETWORK}",
-        default=None,
-        parse=positive_int,
-    )
-    layer: str = setting("dotted name of the layer explained", default="features")
-    methods: tuple[str, ...] = setting(
-        "names separated by commas; core, fast and all stand for several",
-        default=("core",),
-        parse=names,
-    )
-    protocols: tuple[str, ...] = setting(
-        f"of {', '.join(PROTOCOLS)}", default=DEFAULT_PROTOCOLS, parse=names
-    )
-    num_tuples: int = setting("tuples per image", default=50, parse=positive_int)
-    mining: Literal["hardest", "random"] = setting(
-        "of the tuples", default="hardest", choices=("hardest", "random")
-    )
-    margin: float = setting("of the triplet loss, squared Euclidean", default=0.2, parse=float)
-    num_neighbors: int = setting(
-        "bank entries that weights are transferred from, unless a method says",
-        default=1,
-        parse=positive_int,
-    )
-    budget: int = setting(
-        "evaluations of the network per image, at most, for the methods that take many",
-        default=DEFAULT_BUDGET,
-        parse=positive_int,
-    )
-    limit: int | None = setting(
-        "test images at most, drawn at random; the tuples still come from all of them",
-        default=None,
-        parse=positive_int,
-    )
-    seed: int = setting("of everything drawn", default=0, parse=int)
-    workers: int = setting("processes", default=1, parse=positive_int, changes_results=False)
-    device: str = setting("cpu, cuda, or auto", default="auto", changes_results=False)
-    num_resamples: int = setting(
-        "of the bootstrap, for the confidence intervals",
-        default=5000,
-        parse=positive_int,
-        changes_results=False,
-    )
-    memory: bool = setting(
-        "measure the peak memory of every method on one image",
-        default=True,
-        changes_results=False,
-    )
-    figures: bool = setting("draw the figures", default=True, changes_results=False)
-    figure_rows: int = setting(
-        "rows of the qualitative figure", default=4, parse=positive_int, changes_results=False
-    )
-    figure_method: str = setting(
-        "transfer method of the qualitative figure",
-        default="ours_recommended",
-        changes_results=False,
-    )
-    progress: bool = setting("show progress bars", default=True, changes_results=False)
 
 
 def localize(settings: LocalizeSettings) -> Path:
@@ -183,10 +94,18 @@ def localize(settings: LocalizeSettings) -> Path:
         cache=run.cache,
         embedding_dim=settings.embedding_dim,
         budget=settings.budget,
+        slow_keys=_slow_keys(settings, data),
     )
     prepare(settings, plan, forward, layer, data)
     evaluate(settings, plan, run, data)
     return report(settings, plan, run, data)
+
+
+def _slow_keys(settings: LocalizeSettings, data: DataChoice) -> frozenset[str] | None:
+    if settings.slow_limit is None:
+        return None
+    images = sample(data.test.records, settings.limit, settings.seed)
+    return frozenset(image.key for image in sample(images, settings.slow_limit, settings.seed))
 
 
 def _refuse_impossible(settings: LocalizeSettings) -> None:

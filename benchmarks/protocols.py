@@ -17,7 +17,7 @@ from benchmarks.faithfulness import FaithfulnessProtocol
 from benchmarks.metrics.attention import attention_score, attention_score_mask
 from benchmarks.metrics.boxes import iou
 from benchmarks.metrics.floors import centre_box, uniform_heatmap, whole_image_box
-from benchmarks.metrics.localization import threshold_sweep
+from benchmarks.metrics.localization import PAPER_THRESHOLD, THRESHOLDS, threshold_sweep
 from benchmarks.metrics.pointing import pointing_game, pointing_game_mask
 from benchmarks.metrics.pxap import pixel_histograms
 from benchmarks.pixel_counts import pack_counts
@@ -32,6 +32,7 @@ from benchmarks.protocol_parts import (
 # IoU values are kept as whole ten-thousandths, rounded down: short in JSON, and on the right side
 # of every threshold that is itself a whole number of them (0.3, 0.5, 0.7).
 IOU_UNIT = 10_000
+AT_PAPER = int(np.argmin(np.abs(THRESHOLDS - PAPER_THRESHOLD)))
 
 
 def ten_thousandths(values: np.ndarray) -> list[int]:
@@ -100,6 +101,7 @@ class AttentionProtocol:
 class BoxProtocol:
     """B: full-size image; IoU of the box around the heatmap's largest component.
 
+    ``predicted`` is that box (x0, y0, x1, y1) at the paper's threshold; all 0 for an empty map.
     And, from the same full-size heatmap: the pointing game, and the pixel histograms of PxAP for
     images with a mask.
     """
@@ -120,6 +122,7 @@ class BoxProtocol:
         sweep = threshold_sweep(heatmap, frame.box)
         return {
             "empty": bool(sweep.empty),
+            "predicted": sweep.boxes[AT_PAPER].tolist(),
             "iou": ten_thousandths(sweep.iou),
             "best_iou": ten_thousandths(sweep.best_iou),
             **_pixels(heatmap, frame),

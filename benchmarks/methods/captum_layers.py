@@ -35,6 +35,7 @@ METHODS = (
         "captum: layer",
         "channel means of the gradient, times the activation",
         _layer_grad_cam,
+        shares_forward=True,
     ),
     Method(
         "layer_activation",
@@ -43,6 +44,7 @@ METHODS = (
         "norm of the activation: what is active, whatever the loss",
         _layer_activation,
         needs_tuples=False,
+        shares_forward=True,
     ),
     Method(
         "layer_gradient_x_activation",
@@ -50,5 +52,6 @@ METHODS = (
         "captum: layer",
         "gradient times activation, position by position",
         _layer_gradient_x_activation,
+        shares_forward=True,
     ),
 )

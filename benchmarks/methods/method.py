@@ -119,6 +119,8 @@ class Method:
         cost (str): ``"fast"``: a few passes per image; ``"slow"``: tens to thousands.
         bank (BankSpec, optional): the bank it borrows from, if it does.
         needs_tuples (bool): uses `Query.references`, which are mined with labels.
+        shares_forward (bool): runs the network on the image, and takes no gradient below the
+            layers explained: it can do with the pass of another method.
         map_power (float): exponent of the map after ReLU, resizing and division by its maximum;
             0.5 is the square root.
     """
@@ -131,6 +133,7 @@ class Method:
     cost: Literal["fast", "slow"] = "fast"
     bank: BankSpec | None = None
     needs_tuples: bool = True
+    shares_forward: bool = False
     map_power: float = 1.0
 
     @property

@@ -39,7 +39,9 @@ def gradient(
         return explain
 
     tuples = "its hardest tuple" if num_tuples == 1 else "its tuples, averaged"
-    return Method(name, title, "ours", f"gradient of the loss of {tuples}", build)
+    return Method(
+        name, title, "ours", f"gradient of the loss of {tuples}", build, shares_forward=True
+    )
 
 
 def transfer(
@@ -67,6 +69,7 @@ def transfer(
         build,
         bank=BankSpec(),
         needs_tuples=False,
+        shares_forward=True,
         map_power=map_power,
     )
 
@@ -89,6 +92,7 @@ def recipe(name: str, title: str, chosen: Recipe, layer: str) -> Method:
         build,
         bank=spec,
         needs_tuples=False,
+        shares_forward=True,
     )
 
 
@@ -115,6 +119,7 @@ def uniform_control(name: str, title: str, chosen: Recipe, layer: str) -> Method
         build,
         bank=BankSpec(layer, chosen.num_tuples, chosen.mining),
         needs_tuples=False,
+        shares_forward=True,
     )
 
 

@@ -163,6 +163,7 @@ METHODS = (
         "rival",
         "Zhu et al.: share in the cosine similarity to its positives, averaged",
         tried(_decomposition_of_positives),
+        shares_forward=True,
     ),
     Method(
         "activation_decomposition_self",
@@ -171,6 +172,7 @@ METHODS = (
         "Zhu et al.: share in the cosine similarity to itself",
         tried(_decomposition_of_itself),
         needs_tuples=False,
+        shares_forward=True,
     ),
     Method(
         "embedding_cam_mean",
@@ -180,6 +182,7 @@ METHODS = (
         tried(_embedding_cam(_mean_proxies)),
         bank=BankSpec(),
         needs_tuples=False,
+        shares_forward=True,
     ),
     Method(
         "embedding_cam_point",
@@ -189,6 +192,7 @@ METHODS = (
         tried(_embedding_cam(_single_point_proxies)),
         bank=BankSpec(),
         needs_tuples=False,
+        shares_forward=True,
     ),
     Method(
         "similarity_grad_cam",
@@ -196,6 +200,7 @@ METHODS = (
         "rival",
         "Grad-CAM of the dot product with its positives, before the L2 norm",
         tried(_similarity_grad_cam),
+        shares_forward=True,
     ),
     Method(
         "embedding_layer_cam",
@@ -203,6 +208,7 @@ METHODS = (
         "rival",
         "positive gradient of the loss times activation, position by position",
         tried(_embedding_layer_cam),
+        shares_forward=True,
     ),
     Method(
         "eigen_cam",
@@ -211,5 +217,6 @@ METHODS = (
         "activation along its first principal direction, whatever the loss",
         tried(_eigen_cam),
         needs_tuples=False,
+        shares_forward=True,
     ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import evaluation, memory
@@ -464,6 +465,52 @@ def test_a_limited_run_takes_a_subset_with_the_tuples_of_all_images(finished: st
     some = without_seconds(results("some")["images"])
     assert len(some) == 3
     assert all(whole[image["key"]] == image for image in some)
+
+
+def test_slow_methods_can_take_fewer_images_than_the_others(finished: str) -> None:
+    options = {"methods": "layer_activation,occlusion", "protocols": "boxes", "budget": "4"}
+    assert run("slow", limit="4", slow_limit="2", **options) == 0
+    found = results("slow")
+    images = found["images"]
+    assert sum("occlusion" in i["protocols"]["boxes"]["methods"] for i in images) == 2
+    assert sum("layer_activation" in i["protocols"]["boxes"]["methods"] for i in images) == 4
+    counted = {n: found["summary"][n]["boxes"]["num_images"] for n in options["methods"].split(",")}
+    assert counted == {"layer_activation": 4, "occlusion": 2}
+    command = found["command"]
+    assert "--slow-limit 2" in command
+
+
+def test_times_of_methods_that_share_a_pass_hold_that_pass(
+    finished: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.datasets.cub import load_cub
+
+    names = ("layer_activation", "layer_grad_cam", "saliency")
+    plan = evaluation.EvaluationPlan(
+        "tiny_networks:build", None, "features", names, ("attention",), 0.2, 1, 0, "cpu",
+        Path("run/cache"),
+    )  # fmt: skip
+    bench = evaluation.Evaluator(plan).benches["attention"]
+    # The clock ticks when the network's first convolution computes.
+    ticks = 0.0
+    original = torch.nn.Conv2d._conv_forward
+
+    def conv_forward(self: torch.nn.Conv2d, *args: Any) -> torch.Tensor:
+        nonlocal ticks
+        ticks += 1
+        return original(self, *args)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", conv_forward)
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: ticks)
+    record = next(r for r in load_cub("data").records if r.label == 3)
+    measured = bench.measure(record)
+    before = measured["forward_seconds"]
+    assert before >= 1
+    assert {name: m["seconds"] for name, m in measured["methods"].items()} == dict.fromkeys(
+        names, before
+    )
+    # Warming up, two timed passes of which one is replayed, the recorded one, and Saliency's.
+    assert ticks == 4 * before
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one(place: Path) -> None:

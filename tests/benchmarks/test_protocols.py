@@ -59,6 +59,17 @@ def test_boxes_shows_the_image_at_its_size(record: ImageRecord) -> None:
     assert frame.box == (100, 60, 260, 180)
     measures = protocol.measure(brightness(frame), frame)
     assert measures["iou"] == measures["best_iou"] == [10_000] * 99
+    assert measures["predicted"] == [100, 60, 260, 180]
+
+
+def test_the_box_kept_is_that_of_the_paper_s_threshold(record: ImageRecord) -> None:
+    frame = PROTOCOLS["boxes"].frame(record)
+    assert frame is not None
+    heatmap = np.zeros(frame.size)
+    heatmap[10:20, 30:50] = 1
+    heatmap[10:20, 50:60] = 0.2
+    heatmap[10:20, 60:70] = 0.19
+    assert PROTOCOLS["boxes"].measure(heatmap, frame)["predicted"] == [30, 10, 60, 20]
 
 
 @pytest.mark.parametrize("name", DEFAULT_PROTOCOLS)
