@@ -7,6 +7,9 @@ of an image is compared to that of the trained network: absolute values, bilinea
 All that is made from the network is made again from the random one: the tuples are mined anew
 among the test images, and the banks are built anew from the same training images. So what is
 compared is the whole method, run on another network.
+
+The floor is the trained network's map of another test image: what maps have in common whatever
+the image, such as a bright centre, makes them as alike as that.
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ SCHEMA_VERSION = 1
 PROTOCOL = "attention"
 FIGURES = ("rank_correlation", "ssim")
 TRAINED = "trained"
+FLOOR = "another image"
 # Training images behind the statistics of re-initialised batch normalisations.
 STATISTICS_IMAGES = 32
 
@@ -119,6 +123,7 @@ def sanity(settings: SanitySettings) -> Path:
             "command": "sanity",
             "bank_images": settings.bank_images,
             "stages": list(stages),
+            "floor": FLOOR,
         },
     )
     data = survey(data, progress=settings.progress)
@@ -143,8 +148,10 @@ def sanity(settings: SanitySettings) -> Path:
     }
     images = sample(data.test.records, settings.limit, settings.seed)
     missing = [image for image in images if image.key not in run.records]
+    others = {a.key: b for a, b in zip(images, images[1:] + images[:1], strict=True)}
+    able = [name for name in methods if name not in unavailable]
     for image in tqdm(missing, "test images", disable=not settings.progress):
-        run.add(_compare(benches, image, [name for name in methods if name not in unavailable]))
+        run.add(_compare(benches, image, others[image.key], able))
     return _report(settings, run, data, stages, unavailable)
 
 
@@ -223,16 +230,17 @@ def _bench(
 
 
 def _compare(
-    benches: Mapping[str, Bench], image: ImageRecord, methods: Sequence[str]
+    benches: Mapping[str, Bench], image: ImageRecord, other: ImageRecord, methods: Sequence[str]
 ) -> dict[str, Any]:
     """The record of one image: how alike each method's maps are to those of the trained network."""
-    shown = PROTOCOLS[PROTOCOL].show(load_rgb(image))
+    shown, other_shown = (PROTOCOLS[PROTOCOL].show(load_rgb(record)) for record in (image, other))
     found: dict[str, Any] = {}
     for name in methods:
         maps = {
             stage: _magnitude(bench, name, image.key, shown) for stage, bench in benches.items()
         }
         trained = maps.pop(TRAINED)
+        maps[FLOOR] = _magnitude(benches[TRAINED], name, other.key, other_shown)
         found[name] = {
             stage: {
                 "rank_correlation": rank_correlation(trained, random),
@@ -306,8 +314,9 @@ def _report(
         "data": data.as_json(),
         "num_images": len(records),
         "stages": {stage: list(units) for stage, units in stages.items()},
+        "floor": FLOOR,
         "methods": about,
-        "summary": summary(records, able, list(stages), settings.num_resamples),
+        "summary": summary(records, able, [*stages, FLOOR], settings.num_resamples),
         "images": records,
     }
     path = write_json(run.path / "sanity.json", results)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.figures import COLOURS, DASHES, STYLE
@@ -19,7 +20,8 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     parts = [
         f"Maps of the trained network against those of the network with random parameters, "
         f"absolute values, {results['num_images']} images; mean [95% bootstrap interval]. Near 0: "
-        "the map depends on what was re-initialised.",
+        f"the map depends on what was re-initialised. The floor, {results['floor']}: the trained "
+        "network's maps of two images.",
         as_table(_rows(results)),
         "Re-initialised: "
         + "; ".join(f"{stage}: {_named(units)}" for stage, units in results["stages"].items())
@@ -39,7 +41,7 @@ def _named(units: list[str]) -> str:
 
 def _rows(results: Mapping[str, Any]) -> list[list[str]]:
     titles = {method["name"]: method["title"] for method in results["methods"]}
-    stages = results["stages"]
+    stages = [*results["stages"], results["floor"]]
     rows = [
         ["method", *(f"{title}, {stage}" for title in TITLES.values() for stage in stages), "empty"]
     ]
@@ -56,7 +58,8 @@ def _rows(results: Mapping[str, Any]) -> list[list[str]]:
 def draw_sanity(results: Mapping[str, Any]) -> Figure:
     """Each figure over the stages, a line per method with its intervals."""
     about = {method["name"]: method for method in results["methods"]}
-    stages = list(results["stages"])
+    # The trained network's maps are what the others are compared to.
+    stages = [None, *results["stages"], results["floor"]]
     num_methods = len(results["summary"])
     with mpl.rc_context(STYLE):
         height = max(3.4, 1.2 + 0.17 * num_methods)
@@ -64,29 +67,43 @@ def draw_sanity(results: Mapping[str, Any]) -> Figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (key, title) in zip(panels, TITLES.items(), strict=True):
             for number, (name, found) in enumerate(results["summary"].items()):
-                values = [found[stage][key] for stage in stages]
-                means = [value[0] for value in values]
-                below = [max(0.0, value[0] - value[1]) for value in values]
-                above = [max(0.0, value[2] - value[0]) for value in values]
                 # Side by side, so that intervals do not hide each other.
                 aside = 0.3 * (number / max(1, num_methods - 1) - 0.5)
-                axes.errorbar(
-                    [0, *(index + 1 + aside for index in range(len(stages)))],
-                    [1, *means],
-                    yerr=[[0, *below], [0, *above]],
-                    color=COLOURS[number % len(COLOURS)],
-                    ls=DASHES[about[name]["family"]],
-                    marker="o",
-                    ms=3,
-                    lw=1.2,
-                    elinewidth=0.8,
-                    label=about[name]["title"],
+                style = {
+                    "color": COLOURS[number % len(COLOURS)],
+                    "ls": DASHES[about[name]["family"]],
+                    "label": about[name]["title"],
+                }
+                *values, floor = ([1.0] * 3 if s is None else found[s][key] for s in stages)
+                _draw_line(
+                    axes, [0, *(aside + 1 + n for n in range(len(values) - 1))], values, style
                 )
+                _draw_line(axes, [aside + len(values)], [floor], {**style, "label": None})
             axes.axhline(0, color="black", alpha=0.35, lw=0.8)
-            axes.set_xticks(range(len(stages) + 1), ["trained", *stages])
+            axes.axvline(len(stages) - 1.5, color="black", alpha=0.35, lw=0.8)
+            axes.set_xticks(range(len(stages)), ["trained", *stages[1:]])
             axes.set(title=title, xlabel="re-initialised, from the head down")
         panels[0].set_ylabel("alike to the trained network's map")
         handles, labels = panels[0].get_legend_handles_labels()
         if handles:
             figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
     return figure
+
+
+def _draw_line(
+    axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], style: dict[str, Any]
+) -> None:
+    """Means over places, each with its interval (mean, low, high)."""
+    axes.errorbar(
+        places,
+        [mean for mean, _, _ in values],
+        yerr=[
+            [max(0.0, mean - low) for mean, low, _ in values],
+            [max(0.0, high - mean) for mean, _, high in values],
+        ],
+        marker="o",
+        ms=3,
+        lw=1.2,
+        elinewidth=0.8,
+        **style,
+    )

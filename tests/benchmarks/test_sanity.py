@@ -98,17 +98,42 @@ def test_every_method_is_compared_at_every_stage(
         assert Path("run", name).stat().st_size > 500
 
 
+def test_the_floor_is_the_map_of_another_image(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explained: dict[str, list[str]] = {}
+    original = sanity._magnitude
+
+    def watched(bench: Any, name: str, key: str, image: Any) -> Any:
+        explained.setdefault(name, []).append(key)
+        return original(bench, name, key, image)
+
+    monkeypatch.setattr(sanity, "_magnitude", watched)
+    assert run() == 0
+    found = results()
+    assert found["floor"] == sanity.FLOOR
+    assert set(found["summary"]["layer_activation"]) == {*found["stages"], sanity.FLOOR}
+    keys = explained["layer_activation"]
+    maps_per_image = len(found["stages"]) + 2
+    images, others = keys[::maps_per_image], keys[maps_per_image - 1 :: maps_per_image]
+    assert len(set(images)) == len(set(others)) == 3
+    assert all(image != other for image, other in zip(images, others, strict=True))
+    floor = found["summary"]["layer_activation"][sanity.FLOOR]["rank_correlation"]
+    assert floor[0] < 0.99
+    assert "another image" in Path("run", "sanity.md").read_text()
+
+
 def test_an_interrupted_check_goes_on_to_the_same_numbers(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("whole") == 0
     original, calls = sanity._compare, []
 
-    def interrupted(benches: Any, image: Any, methods: Any) -> Any:
+    def interrupted(benches: Any, image: Any, other: Any, methods: Any) -> Any:
         calls.append(image.key)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(benches, image, methods)
+        return original(benches, image, other, methods)
 
     with monkeypatch.context() as patch:
         patch.setattr(sanity, "_compare", interrupted)
