@@ -139,6 +139,32 @@ def _layers() -> list[Variant]:
     return found
 
 
+def _channels() -> list[Variant]:
+    """The k channels of largest mean grad-weights: of the recipe, and as the paper sums them."""
+    of_the_block = [
+        replace(
+            BASE,
+            axis="channels",
+            name=f"{count} of 320, last block",
+            channel_filter=channel_filters.top_channels(count),
+        )
+        for count in (10, 50, 200)
+    ]
+    of_the_last_activation = [
+        replace(
+            BASE,
+            axis="channels",
+            name=f"{count} of 1280, last activation, weighted sum",
+            bank=BankVariant(LAST),
+            entry_filter=None,
+            channel_filter=channel_filters.top_channels(count),
+            map_func=weighted_sum,
+        )
+        for count in (10, 50, 200, 640)
+    ]
+    return of_the_block + of_the_last_activation
+
+
 VARIANTS: tuple[Variant, ...] = (
     *FINAL,
     *_layers(),
@@ -162,7 +188,6 @@ VARIANTS: tuple[Variant, ...] = (
         },
         positive={"entry_filter": channel_filters.positive},
         negative={"entry_filter": channel_filters.negative},
-        top_50_channels={"channel_filter": channel_filters.top_channels(50)},
         signed_sum_of_the_last_activation={
             "bank": BankVariant(LAST),
             "entry_filter": None,
@@ -174,6 +199,7 @@ VARIANTS: tuple[Variant, ...] = (
             "map_func": weighted_sum,
         },
     ),
+    *_channels(),
     *_of(
         "tuples",
         hardest_1=_bank(num_tuples=1),
