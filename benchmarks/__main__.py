@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import ablate, localize, sanity, shortcut, train
+from benchmarks import ablate, failures, localize, sanity, shortcut, train
 from benchmarks.checkpoints import CheckpointError
 from benchmarks.datasets.records import DatasetError
 from benchmarks.report import command as report
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks", description="Benchmarks of attributions for embedding networks"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (localize, report, ablate, sanity, shortcut, train):
+    for command in (localize, report, failures, ablate, sanity, shortcut, train):
         command.add_parser(commands)
     parsed = parser.parse_args(arguments)
     try:
