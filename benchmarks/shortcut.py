@@ -366,7 +366,13 @@ def _row(
             maps[model]["signed"][index],
         )
 
-    return Row(photos.pixels[index], _caption(photos, index), answer("shortcut"), answer("fixed"))
+    return Row(
+        photos.pixels[index],
+        photos.masks[index],
+        _caption(photos, index),
+        answer("shortcut"),
+        answer("fixed"),
+    )
 
 
 def _caption(photos: Photographs, index: int) -> str:

@@ -25,8 +25,13 @@ from captum_embed.visualization import heatmap
 COLOURS = {"start": "#888888", "shortcut": "#D55E00", "fixed": "#0072B2"}
 _RIGHT, _WRONG = "#009E73", "#D00000"
 _HEADINGS = ("retrieved", "recommended map", "signed map")
-_ROW, _TITLES, _NUMBERS = 1.5, 0.55, 1.6
+_ROW, _TITLES, _KEY, _NUMBERS = 1.5, 0.55, 0.2, 1.6
 """Heights in inches."""
+
+_KEY_TEXT = (
+    "Frame: green, the right class; red, another. Outline: the object. Signed map, colours by "
+    "square root: red draws the query to its neighbours, blue away."
+)
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,18 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Row:
-    """One query with the answers of the two models."""
+    """One query with the answers of the two models.
+
+    Args:
+        pixels (np.ndarray): (S, S, 3) uint8.
+        mask (np.ndarray): (S, S) bool, its object.
+        caption (str): under it.
+        shortcut (Retrieved): by the model trained with the shortcut.
+        fixed (Retrieved): by the model trained without.
+    """
 
     pixels: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
     caption: str
     shortcut: Retrieved
     fixed: Retrieved
@@ -65,7 +79,7 @@ def draw(rows: Sequence[Row], results: Mapping[str, Any]) -> Figure:
         rows (sequence of Row): from the top.
         results (Mapping): the content of shortcut.json.
     """
-    pictures = _TITLES + _ROW * len(rows) if rows else 0.0
+    pictures = _TITLES + _ROW * len(rows) + _KEY if rows else 0.0
     with mpl.rc_context({**STYLE, "axes.grid": False, "font.size": 8}):
         figure = Figure(figsize=(9.6, pictures + _NUMBERS), layout="constrained")
         if rows:
@@ -86,32 +100,37 @@ def _draw_pictures(figure: SubFigure, rows: Sequence[Row]) -> None:
     ]
     for index, row in enumerate(rows):
         _show(columns[0][index, 0], row.pixels, row.caption)
-        _draw_answer(columns[1][index], row.pixels, row.shortcut)
-        _draw_answer(columns[2][index], row.pixels, row.fixed)
-    for grid in columns[1:]:
-        grid[-1, 2].set_xlabel("red: for, blue: against", fontsize=7, labelpad=2)
+        _draw_answer(columns[1][index], row, row.shortcut)
+        _draw_answer(columns[2][index], row, row.fixed)
     for grid, headings in zip(columns, (("query",), _HEADINGS, _HEADINGS), strict=True):
         for axes, heading in zip(grid[0], headings, strict=True):
             axes.set_title(heading, fontsize=8)
     # Equally high titles keep the rows of the three parts level.
     queries.suptitle(" ", fontsize=9)
-    planted.suptitle("each class trained on a background of its own", fontsize=9)
+    planted.suptitle("planted: each class trained on a background of its own", fontsize=9)
     fixed.suptitle("fixed: trained on any background", fontsize=9)
+    figure.supxlabel(_KEY_TEXT, fontsize=7)
 
 
-def _draw_answer(axes: NDArray[Any], query: NDArray[np.uint8], answer: Retrieved) -> None:
+def _draw_answer(axes: NDArray[Any], row: Row, answer: Retrieved) -> None:
     _show(axes[0], answer.pixels, answer.caption, _RIGHT if answer.right else _WRONG)
-    size = (query.shape[0], query.shape[1])
-    _show(axes[1], overlay(query, heatmap(answer.recommended, size)))
-    _show(axes[2], signed_overlay(query, answer.signed))
+    _show(axes[1], overlay(row.pixels, heatmap(answer.recommended, row.mask.shape)))
+    _show(axes[2], signed_overlay(row.pixels, answer.signed))
+    for map_axes, colour in zip(axes[1:], ("white", "black"), strict=True):
+        map_axes.contour(row.mask, levels=(0.5,), colors=colour, linewidths=0.7)
 
 
 def signed_overlay(image: NDArray[np.uint8], signed: Tensor) -> NDArray[np.floating[Any]]:
-    """The image in grey under a signed map: red above zero, blue below."""
+    """The image in grey under a signed map: red above zero, blue below.
+
+    Colours follow the square root: a signed map sums to about zero, so what is spread over much
+    of the image would be too faint beside a small object.
+    """
     size = (image.shape[0], image.shape[1])
     values = F.interpolate(signed[None].float(), size=size, mode="bilinear")[0, 0].numpy()
     largest = np.abs(values).max() or 1.0
-    colours = mpl.colormaps["RdBu_r"](0.5 + 0.5 * values / largest)[..., :3]
+    strength = np.sign(values) * np.sqrt(np.abs(values) / largest)
+    colours = mpl.colormaps["RdBu_r"](0.5 + 0.5 * strength)[..., :3]
     grey = image.mean(axis=2, keepdims=True) / 255
     blended: NDArray[np.floating[Any]] = 0.45 * grey + 0.55 * colours
     return blended
@@ -138,19 +157,28 @@ def _draw_numbers(panels: Sequence[Axes], results: Mapping[str, Any]) -> None:
         (panels[4], "pair", "likeness to the nearest:\n% on the object"),
     ):
         found = {model: maps[name][model] for model in MODELS if model in maps[name]}
-        _bars(axes, title, {model: numbers["on_object"] for model, numbers in found.items()})
-        for place, numbers in enumerate(found.values()):
-            axes.plot([100 * numbers["by_chance"]] * 2, [place - 0.4, place + 0.4], "k:", lw=1.2)
+        on_object = {model: numbers["on_object"] for model, numbers in found.items()}
+        _bars(axes, title, on_object, [numbers["by_chance"] for numbers in found.values()])
         axes.set(xlim=(0, 55), xticks=(0, 25, 50))
         axes.set_xlabel("dotted: by chance", fontsize=7)
 
 
-def _bars(axes: Axes, title: str, bars: Mapping[str, Sequence[float]]) -> None:
+def _bars(
+    axes: Axes,
+    title: str,
+    bars: Mapping[str, Sequence[float]],
+    by_chance: Sequence[float] | None = None,
+) -> None:
     for place, (model, estimate) in enumerate(bars.items()):
         value, low, high = (100 * number for number in estimate)
         axes.barh(place, value, color=COLOURS[model], height=0.7)
         axes.plot([low, high], [place, place], color="black", lw=1)
-        axes.text(high, place, f" {value:.1f}", va="center", fontsize=7)
+        end = high
+        if by_chance is not None:
+            chance = 100 * by_chance[place]
+            axes.plot([chance] * 2, [place - 0.4, place + 0.4], "k:", lw=1.2)
+            end = max(high, chance)
+        axes.text(end, place, f" {value:.1f}", va="center", fontsize=7)
     axes.set_yticks(range(len(bars)), [MODELS[model] for model in bars])
     axes.invert_yaxis()
     axes.set_xlim(0, 125)

@@ -24,12 +24,18 @@ def test_the_figure_has_a_row_for_each_query_and_marks_what_is_right() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     answers = [Retrieved(image, "a", right, torch.rand(1, 2, 2), torch.randn(1, 2, 2))
                for right in (False, True)]  # fmt: skip
-    figure = draw([Row(image, "query", *answers)] * 2, figure_results(0.25))
+    mask = np.zeros((8, 8), bool)
+    mask[2:5, 3:6] = True
+    figure = draw([Row(image, mask, "query", *answers)] * 2, figure_results(0.25))
     assert len(figure.axes) == 2 * 7 + 5
     edges = [axes.spines["left"] for axes in figure.axes if axes.get_xlabel() == "a"]
     colours = {edge.get_edgecolor() for edge in edges}
     assert len(edges) == 4
     assert len(colours) == 2
+    outlined = [axes for axes in figure.axes if axes.collections]
+    assert len(outlined) == 2 * 4
+    x, y = outlined[0].collections[0].get_paths()[0].vertices.mean(0)
+    assert (round(x), round(y)) == (4, 3)
     texts = [text.get_text().strip() for axes in figure.axes for text in axes.texts]
     assert texts == ["25.0"] * (3 + 3 + 2 + 2 + 2)
 
