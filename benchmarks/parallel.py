@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
@@ -51,8 +52,17 @@ def _start_worker(plan: EvaluationPlan, threads: int) -> None:
     global _evaluator
     # Control-C reaches the whole process group; only the main process answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
     torch.set_num_threads(threads)
     _evaluator = Evaluator(plan)
+
+
+def _end_with_main_process() -> None:
+    """A main process that was killed can stop nobody, and its workers would wait forever."""
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os._exit(1)
 
 
 def _work(image: ImageRecord) -> dict[str, Any]:
