@@ -3,6 +3,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.files import require_writable_folder, write_atomically, write_json
 from benchmarks.run_folder import RunFolder
@@ -76,6 +78,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         write_atomically(path, fail)
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_checkpoints_can_be_read_by_whoever_can_read_other_files(tmp_path: Path) -> None:
+    text = write_json(tmp_path / "results.json", {})
+    tensors = write_atomically(
+        tmp_path / "network.safetensors", lambda path: save_file({"a": torch.zeros(2)}, path)
+    )
+    assert tensors.stat().st_mode == text.stat().st_mode
+    assert torch.equal(load_file(tensors)["a"], torch.zeros(2))
 
 
 def test_nan_is_refused_rather_than_written(tmp_path: Path) -> None:
