@@ -231,4 +231,7 @@ def _draw_sizes(axes: Axes, found: Mapping[str, Any]) -> None:
         xlabel="object's share of the image",
         ylabel="correct (%)",
     )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1, frameon=False, fontsize=8)
+    # Below the axis, whose labels are as high in every figure: in units of its own letters.
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=7, frameon=False, fontsize=8
+    )
