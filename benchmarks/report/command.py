@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.metrics.localization import THRESHOLDS
 from benchmarks.report.cost import cost_plot, draw_costs
+from benchmarks.report.faithfulness import draw_faithfulness, faithfulness_lines
 from benchmarks.report.figures import curve_lines, draw_curves, save_figure
 from benchmarks.report.html import write_html
 from benchmarks.results import SCHEMA_VERSION, write_tables
@@ -48,7 +49,7 @@ def read_results(run: Path) -> dict[str, Any]:
 
 
 def write_figures(run: Path, results: Mapping[str, Any]) -> list[Path]:
-    """Curve and cost, each as PNG and SVG; what the run has nothing for is left out."""
+    """Curve, cost, deletion and insertion, each as PNG and SVG; what the run lacks is left out."""
     data, counts = results["data"], results["counts"]
     subtitle = f"{data['name']}, {counts['images']} images of classes {data['test']['classes']}"
     figures = {}
@@ -56,6 +57,8 @@ def write_figures(run: Path, results: Mapping[str, Any]) -> list[Path]:
         figures["curve"] = draw_curves(lines, THRESHOLDS, subtitle)
     if plot := cost_plot(results):
         figures["cost"] = draw_costs(plot, subtitle)
+    if pairs := faithfulness_lines(results["summary"], results["methods"]):
+        figures["faithfulness"] = draw_faithfulness(pairs, subtitle)
     return [
         save_figure(figure, run / f"{name}.{kind}")
         for name, figure in figures.items()

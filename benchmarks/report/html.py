@@ -10,8 +10,10 @@ from typing import Any
 
 from benchmarks.files import write_text
 from benchmarks.protocols import PROTOCOLS
-from benchmarks.report.charts import Style, costs, curves, rank, shape, styles
+from benchmarks.report.charts import Style, costs, shape, styles
 from benchmarks.report.cost import CostPlot, cost_plot, frontier
+from benchmarks.report.html_curves import curves_section
+from benchmarks.report.html_faithfulness import faithfulness_section, removal_data
 from benchmarks.report.html_images import images_section
 from benchmarks.report.html_table import table_section
 from benchmarks.report.markup import Markup, join, tag
@@ -62,7 +64,8 @@ def render(
     title = f"Attribution benchmark: {results['data']['name']}"
     sections = [
         ("results", "Results", table_section(results, looks)),
-        ("curves", "Curves", _curves_section(results, looks)),
+        ("curves", "Curves", curves_section(results, looks)),
+        ("faithfulness", "Faithfulness", faithfulness_section(results, looks)),
         ("cost", "Cost", _cost_section(results, looks)),
         ("maps", "Maps", images_section(results, panels, pictures or {})),
         ("methods", "Methods", _methods_section(results)),
@@ -121,6 +124,8 @@ def _chart_data(results: Mapping[str, Any]) -> dict[str, Any]:
         for protocol, figure, label in (
             ("boxes", "accuracy_at_0.2", "IoU ≥ 0.5 at τ = 0.2"),
             ("attention", "score", "attention in the box"),
+            ("faithfulness", "deletion", "deletion"),
+            ("faithfulness", "insertion", "insertion"),
         ):
             found = protocols.get(protocol, {}).get(figure)
             if found is not None:
@@ -128,7 +133,12 @@ def _chart_data(results: Mapping[str, Any]) -> dict[str, Any]:
                 lines.append(f"{label}: {_percent(found)} [{100 * low:.1f}, {100 * high:.1f}]")
         tips[name] = "\n".join(lines)
     shown = {n: p["boxes"]["accuracy_curve"] for n, p in results["summary"].items() if "boxes" in p}
-    return {"thresholds": results["thresholds"], "curves": shown, "tips": tips}
+    return {
+        "thresholds": results["thresholds"],
+        "curves": shown,
+        "removal": removal_data(results),
+        "tips": tips,
+    }
 
 
 def _percent(share: float) -> str:
@@ -191,59 +201,6 @@ def _tile(number: str, name: str, note: str, *, main: bool = False) -> Markup:
         tag("span", name),
         tag("small", note),
         class_="tile main" if main else "tile",
-    )
-
-
-def _swatch(look: Style) -> Markup:
-    line = tag("line", x1=1, x2=25, y1=6, y2=6, class_="curve")
-    return tag(
-        "svg", line, viewBox="0 0 26 12", class_=f"swatch {look.classes}", aria_hidden="true"
-    )
-
-
-def _legend(results: Mapping[str, Any], looks: Mapping[str, Style]) -> Markup:
-    titles = {method["name"]: method["title"] for method in results["methods"]}
-    items = []
-    for name in rank(results):
-        if "boxes" in results["summary"][name]:
-            value = results["summary"][name]["boxes"]["accuracy_at_0.2"]
-            button = tag(
-                "button",
-                _swatch(looks[name]),
-                tag("span", titles[name], class_="name"),
-                tag("span", f"{100 * value:.1f}", class_="value"),
-                type="button",
-                aria_pressed="true" if looks[name].highlighted else "false",
-                data_method=name,
-                data_highlighted=looks[name].highlighted,
-            )
-            items.append(tag("li", button))
-    choices = [
-        tag("button", label, type="button", data_show=which)
-        for which, label in (("some", "highlights"), ("all", "all"), ("none", "none"))
-    ]
-    return tag(
-        "div",
-        tag("div", tag("span", "accuracy at ", tag("output", "τ = 0.20", id="tau")),
-            tag("span", "show ", *choices, class_="choices"), class_="legend-head"),
-        tag("ul", *items),
-        class_="legend",
-    )  # fmt: skip
-
-
-def _curves_section(results: Mapping[str, Any], looks: Mapping[str, Style]) -> Markup | None:
-    if not any("boxes" in protocols for protocols in results["summary"].values()):
-        return None
-    return join(
-        tag("h2", "Accuracy over the threshold"),
-        tag(
-            "p",
-            "Share of the images in which the box drawn from the map at threshold τ overlaps the "
-            "true one by IoU 0.5 or more, with 95% bootstrap bands over images. The paper fixes "
-            "τ = 0.2; shaded is 0.15 to 0.25. Point at the chart to read it at another threshold; "
-            "click on a name to switch its line on or off.",
-        ),
-        tag("div", curves(results, looks), _legend(results, looks), class_="chart with-legend"),
     )
 
 

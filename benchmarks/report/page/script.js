@@ -39,23 +39,27 @@ for (const part of document.querySelectorAll("[data-method]")) {
   if (swatch) parts.get(name).push(swatch);
 }
 
-/* The legend: lines switched on and off. */
+/* The legends: lines switched on and off, in all charts together. */
 const buttons = Array.from(document.querySelectorAll(".legend li button"));
 
-function show(button, on) {
-  button.setAttribute("aria-pressed", String(on));
-  for (const part of parts.get(button.dataset.method)) part.classList.toggle("on", on);
+function show(name, on) {
+  for (const part of parts.get(name)) {
+    part.classList.toggle("on", on);
+    if (part.matches(".legend button")) part.setAttribute("aria-pressed", String(on));
+  }
 }
 
 for (const button of buttons) {
-  button.addEventListener("click", () => show(button, button.getAttribute("aria-pressed") !== "true"));
+  button.addEventListener("click", () => {
+    show(button.dataset.method, button.getAttribute("aria-pressed") !== "true");
+  });
 }
 
 for (const choice of document.querySelectorAll("[data-show]")) {
   const which = choice.dataset.show;
   choice.addEventListener("click", () => {
     for (const button of buttons) {
-      show(button, which === "all" || (which === "some" && "highlighted" in button.dataset));
+      show(button.dataset.method, which === "all" || (which === "some" && "highlighted" in button.dataset));
     }
   });
 }
@@ -119,7 +123,7 @@ if (chart) {
   const left = Number(chart.dataset.left);
   const right = Number(chart.dataset.right);
   const home = data.thresholds.indexOf(0.2);
-  const values = buttons.map((button) => [
+  const values = Array.from(chart.parentElement.querySelectorAll(".legend li button"), (button) => [
     button.querySelector(".value"),
     data.curves[button.dataset.method],
   ]);
@@ -138,6 +142,47 @@ if (chart) {
     readAt(Math.min(last, Math.max(0, Math.round(tau * (last + 2)) - 1)));
   });
   chart.addEventListener("pointerleave", () => readAt(home));
+}
+
+/* Deletion and insertion read off together, at the share of the pixels under the pointer. */
+const removal = document.querySelector(".removal");
+if (removal) {
+  const panels = Array.from(removal.querySelectorAll("svg[data-kind]"));
+  const label = document.getElementById("share");
+  const area = label.textContent;
+  const values = Array.from(removal.querySelectorAll(".value"), (value) => [
+    value,
+    data.removal[value.dataset.kind][value.closest("button").dataset.method],
+    value.textContent,
+  ]);
+
+  const readAt = (index) => {
+    const share = data.removal.shares[index];
+    for (const panel of panels) {
+      const crosshair = panel.querySelector(".crosshair");
+      const left = Number(panel.dataset.left);
+      const at = left + share * (Number(panel.dataset.right) - left);
+      for (const end of ["x1", "x2"]) crosshair.setAttribute(end, at);
+      crosshair.setAttribute("visibility", "visible");
+    }
+    label.textContent = `at ${Math.round(100 * share)}% of the pixels`;
+    for (const [value, curve] of values) value.textContent = curve[index].toFixed(3);
+  };
+
+  for (const panel of panels) {
+    panel.addEventListener("pointermove", (event) => {
+      const frame = panel.getScreenCTM();
+      const left = Number(panel.dataset.left);
+      const share = ((event.clientX - frame.e) / frame.a - left) / (Number(panel.dataset.right) - left);
+      const last = data.removal.shares.length - 1;
+      readAt(Math.min(last, Math.max(0, Math.round(share * last))));
+    });
+    panel.addEventListener("pointerleave", () => {
+      for (const one of panels) one.querySelector(".crosshair").setAttribute("visibility", "hidden");
+      label.textContent = area;
+      for (const [value, , text] of values) value.textContent = text;
+    });
+  }
 }
 
 /* Maps over their images. */

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.metrics.removal import area_under_curve
 from benchmarks.report.cost import forward_costs, with_costs
 from benchmarks.report.intervals import main_method, with_intervals
 from benchmarks.report.panels import (
@@ -125,6 +126,52 @@ def make_results() -> dict[str, Any]:
         "summary": with_costs(summary, images, memory),
         "images": images,
     }  # fmt: skip
+
+
+def with_faithfulness(results: dict[str, Any]) -> dict[str, Any]:
+    """The same run with deletion and insertion measured as well, on all images but one."""
+    rng = np.random.default_rng(2)
+    shares = np.linspace(0, 1, 11)
+
+    def measures(quality: float) -> dict[str, Any]:
+        slope = (0.5 + 1.5 * quality) * rng.uniform(0.9, 1.1)
+        curves = {
+            "deletion": 1 - 0.6 * shares ** (1 / slope),
+            "insertion": 0.4 + 0.6 * shares ** (1 / slope),
+        }
+        return {
+            "empty": False,
+            **{kind: area_under_curve(curve) for kind, curve in curves.items()},
+            **{f"{kind}_curve": curve.round(5).tolist() for kind, curve in curves.items()},
+        }
+
+    found = copy.deepcopy(results)
+    protocols = ("attention", "boxes", "faithfulness")
+    for image in found["images"][1:]:
+        image["protocols"]["faithfulness"] = {
+            "size": [120, 90],
+            "box": [20, 15, 90, 75],
+            "forward_seconds": 0.02,
+            "floors": {n: measures(q) for n, q in FLOOR_QUALITY["attention"].items()},
+            "methods": {
+                name: {**measures(quality), "seconds": seconds}
+                for name, (_, _, quality, seconds) in METHODS.items()
+            },
+        }
+    images, main = found["images"], found["main_method"]
+    summary = with_intervals(
+        summarize(images, list(found["summary"])), images, main, num_resamples=200
+    )
+    found["summary"] = with_costs(summary, images, found["memory"])
+    found["forward"] = forward_costs(images, protocols, found["memory"])
+    found["counts"] = counts(images, protocols, unreadable=1)
+    return found
+
+
+@pytest.fixture(scope="session")
+def faithful_results(shared_results: dict[str, Any]) -> dict[str, Any]:
+    """Content of results.json of a run with deletion and insertion; not to be changed."""
+    return with_faithfulness(shared_results)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,9 @@ from benchmarks.__main__ import main
 
 @pytest.fixture
 def run(finished_run: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(finished_run, tmp_path / "run")
+    # Another test may have written its page there already.
+    made = shutil.ignore_patterns("report.html")
+    return shutil.copytree(finished_run, tmp_path / "run", ignore=made)
 
 
 def test_a_finished_run_is_reported_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,6 +26,17 @@ def test_a_finished_run_is_reported_again(run: Path, capsys: pytest.CaptureFixtu
         assert (run / name).stat().st_size > 500
     assert (run / "results.json").read_bytes() == before
     assert "data:image/png" in (run / "report.html").read_text()
+
+
+def test_a_run_with_deletion_and_insertion_has_their_figure_too(
+    tmp_path: Path, faithful_results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(faithful_results))
+    assert main(["report", "--run", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.split()
+    for kind in ("png", "svg"):
+        assert str(tmp_path / f"faithfulness.{kind}") in printed
+        assert (tmp_path / f"faithfulness.{kind}").stat().st_size > 5000
 
 
 def test_images_can_be_left_out_of_the_page(run: Path) -> None:

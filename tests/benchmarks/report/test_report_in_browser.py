@@ -56,6 +56,21 @@ def page(browser: webdriver.Chrome, report: str) -> Iterator[webdriver.Chrome]:
     assert browser.get_log("browser") == []
 
 
+@pytest.fixture(scope="module")
+def faithful_report(
+    faithful_results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    return write_html(tmp_path_factory.mktemp("faithful"), faithful_results).as_uri()
+
+
+@pytest.fixture
+def faithful(browser: webdriver.Chrome, faithful_report: str) -> Iterator[webdriver.Chrome]:
+    """The report of a run with deletion and insertion, freshly opened."""
+    browser.get(faithful_report)
+    yield browser
+    assert browser.get_log("browser") == []
+
+
 def element(page: webdriver.Chrome, selector: str) -> WebElement:
     return page.find_element(By.CSS_SELECTOR, selector)
 
@@ -272,3 +287,78 @@ def test_it_fits_a_phone(page: webdriver.Chrome) -> None:
         assert element(page, "#curves").size["width"] > 250
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def removal_line(page: webdriver.Chrome, kind: str, method: str) -> WebElement:
+    return element(page, f'.removal svg[data-kind="{kind}"] .series[data-method="{method}"]')
+
+
+def removal_values(page: webdriver.Chrome, method: str) -> list[str]:
+    button = element(page, f'.removal button[data-method="{method}"]')
+    return [value.text for value in button.find_elements(By.CSS_SELECTOR, ".value")]
+
+
+def test_a_report_without_faithfulness_has_no_such_panel(page: webdriver.Chrome) -> None:
+    assert not elements(page, ".removal")
+    assert not elements(page, "#section-faithfulness")
+
+
+def test_deletion_and_insertion_stand_side_by_side(faithful: webdriver.Chrome) -> None:
+    first, second = (panel.rect for panel in elements(faithful, ".removal > svg"))
+    assert first["y"] == second["y"]
+    assert first["x"] + first["width"] < second["x"]
+    assert min(first["width"], second["width"]) > 300
+    for panel in elements(faithful, ".removal > svg"):
+        assert "is better" in panel.find_element(By.CSS_SELECTOR, ".heading").text
+    assert "random order" in element(faithful, "#section-faithfulness").text
+
+
+def test_one_click_switches_a_method_in_all_charts_and_legends(faithful: webdriver.Chrome) -> None:
+    entries = elements(faithful, '.legend button[data-method="eigen_cam"]')
+    assert len(entries) == 2
+    for clicked, shown in ((entries[1], False), (entries[0], True)):
+        clicked.click()
+        ActionChains(faithful).move_to_element(element(faithful, "h1")).perform()
+        for kind in ("deletion", "insertion"):
+            assert removal_line(faithful, kind, "eigen_cam").is_displayed() is shown
+        assert line(faithful, "eigen_cam").is_displayed() is shown
+        assert {e.get_attribute("aria-pressed") for e in entries} == {str(shown).lower()}
+
+
+def test_deletion_and_insertion_are_read_off_at_the_share_under_the_pointer(
+    faithful: webdriver.Chrome, faithful_results: dict[str, Any]
+) -> None:
+    found = faithful_results["summary"]["saliency"]["faithfulness"]
+    areas = [f"{found[kind]:.3f}" for kind in ("deletion", "insertion")]
+    assert removal_values(faithful, "saliency") == areas
+    panel = elements(faithful, ".removal > svg")[1]
+    ActionChains(faithful).scroll_to_element(panel).move_to_element_with_offset(
+        panel, -round(0.16 * panel.size["width"]), 0
+    ).perform()
+    assert element(faithful, "#share").text == "at 30% of the pixels"
+    expected = [f"{found[f'{kind}_curve'][3]:.3f}" for kind in ("deletion", "insertion")]
+    assert removal_values(faithful, "saliency") == expected
+    for crosshair in elements(faithful, ".removal .crosshair"):
+        assert crosshair.get_attribute("visibility") == "visible"
+    ActionChains(faithful).move_to_element(element(faithful, "h1")).perform()
+    assert element(faithful, "#share").text == "area under the curve"
+    assert removal_values(faithful, "saliency") == areas
+    # The other chart's legend keeps its own numbers.
+    assert legend(faithful, "saliency").find_element(By.CSS_SELECTOR, ".value").text == (
+        f"{100 * faithful_results['summary']['saliency']['boxes']['accuracy_at_0.2']:.1f}"
+    )
+
+
+@pytest.mark.parametrize("width", [390, 1000])
+def test_deletion_and_insertion_fit_narrow_pages(faithful: webdriver.Chrome, width: int) -> None:
+    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+    faithful.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        assert faithful.execute_script("return document.documentElement.scrollWidth") <= width
+        first, second = (panel.rect for panel in elements(faithful, ".removal > svg"))
+        assert (first["y"] < second["y"]) is (width == 390), "one above the other on a phone"
+        assert first["width"] > 250
+        for value in elements(faithful, ".removal .value"):
+            assert value.rect["x"] + value.rect["width"] <= width
+    finally:
+        faithful.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
