@@ -332,12 +332,15 @@ def test_deletion_and_insertion_are_read_off_at_the_share_under_the_pointer(
     areas = [f"{found[kind]:.3f}" for kind in ("deletion", "insertion")]
     assert removal_values(faithful, "saliency") == areas
     panel = elements(faithful, ".removal > svg")[1]
-    ActionChains(faithful).scroll_to_element(panel).move_to_element_with_offset(
-        panel, -round(0.16 * panel.size["width"]), 0
-    ).perform()
-    assert element(faithful, "#share").text == "at 30% of the pixels"
+    ActionChains(faithful).scroll_to_element(panel).perform()
     expected = [f"{found[f'{kind}_curve'][3]:.3f}" for kind in ("deletion", "insertion")]
-    assert removal_values(faithful, "saliency") == expected
+    # At 29% and at 32% the nearest measured share is 30%.
+    for aside in (-0.16, -0.132):
+        ActionChains(faithful).move_to_element_with_offset(
+            panel, round(aside * panel.size["width"]), 0
+        ).perform()
+        assert element(faithful, "#share").text == "at 30% of the pixels"
+        assert removal_values(faithful, "saliency") == expected
     for crosshair in elements(faithful, ".removal .crosshair"):
         assert crosshair.get_attribute("visibility") == "visible"
     ActionChains(faithful).move_to_element(element(faithful, "h1")).perform()
