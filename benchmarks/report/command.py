@@ -14,6 +14,7 @@ from benchmarks.report.cost import cost_plot, draw_costs
 from benchmarks.report.faithfulness import draw_faithfulness, faithfulness_lines
 from benchmarks.report.figures import curve_lines, draw_curves, save_figure
 from benchmarks.report.html import write_html
+from benchmarks.report.tables import images_of
 from benchmarks.results import SCHEMA_VERSION, write_tables
 from benchmarks.settings import add_arguments, from_arguments, setting
 from captum_embed.errors import InputError
@@ -50,8 +51,7 @@ def read_results(run: Path) -> dict[str, Any]:
 
 def write_figures(run: Path, results: Mapping[str, Any]) -> list[Path]:
     """Curve, cost, deletion and insertion, each as PNG and SVG; what the run lacks is left out."""
-    data, counts = results["data"], results["counts"]
-    subtitle = f"{data['name']}, {counts['images']} images of classes {data['test']['classes']}"
+    subtitle = images_of(results)
     figures = {}
     if lines := curve_lines(results["summary"], results["methods"], banded=results["main_method"]):
         figures["curve"] = draw_curves(lines, THRESHOLDS, subtitle)

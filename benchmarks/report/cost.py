@@ -19,9 +19,9 @@ PLOTTED = (
     ("attention", "score", "visual attention score, box (%)"),
 )
 FAMILY_COLOURS = dict(
-    zip(("ours", "captum: layer", "captum: input", "rival"), COLOURS, strict=False)
+    zip(("ours", "captum: layer", "captum: input", "rival", "control"), COLOURS, strict=False)
 )
-MARKERS = {"ours": "o", "captum: layer": "s", "captum: input": "^", "rival": "D"}
+MARKERS = {"ours": "o", "captum: layer": "s", "captum: input": "^", "rival": "D", "control": "P"}
 
 
 def with_costs(
@@ -161,6 +161,18 @@ def frontier(points: Sequence[CostPoint]) -> list[CostPoint]:
     return best
 
 
+def _labelled(points: Sequence[CostPoint]) -> list[CostPoint]:
+    """The best points, without those whose labels would lie on a better one's."""
+    kept: list[CostPoint] = []
+    for point in sorted(points, key=lambda p: -p.accuracy):
+        if all(
+            better.accuracy - point.accuracy > 0.05 or better.seconds > 10 * point.seconds
+            for better in kept
+        ):
+            kept.append(point)
+    return kept
+
+
 def draw_costs(plot: CostPlot, subtitle: str) -> Figure:
     """Accuracy over time per image, with 95% intervals, one marker per family."""
     with mpl.rc_context(STYLE):
@@ -183,7 +195,7 @@ def draw_costs(plot: CostPlot, subtitle: str) -> Figure:
                     markersize=6,
                     label=family,
                 )
-        for point in frontier(plot.points):
+        for point in _labelled(frontier(plot.points)):
             axes.annotate(
                 point.title,
                 (point.seconds, 100 * point.accuracy),

@@ -180,7 +180,10 @@ def _draw_bars(axes: Axes, found: Mapping[str, Any]) -> None:
                     color=_readable_on(colour),
                 )
         left += shares
-    axes.set_yticks(heights, [one["title"] for one in methods])
+    most = max(one["num_images"] for one in methods)
+    fewer = (f" (of {n})" if (n := one["num_images"]) < most else "" for one in methods)
+    titles = [one["title"] + some for one, some in zip(methods, fewer, strict=True)]
+    axes.set_yticks(heights, titles)
     for label, one in zip(axes.get_yticklabels(), methods, strict=True):
         label.set_color(FLOOR_GREY if one["family"] == FLOOR else "black")
     axes.set_ylim(len(methods) - 0.45, -0.55)

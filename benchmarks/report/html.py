@@ -18,7 +18,7 @@ from benchmarks.report.html_images import images_section
 from benchmarks.report.html_table import table_section
 from benchmarks.report.markup import Markup, join, tag
 from benchmarks.report.panels import FOLDER, Panels, read_panels
-from benchmarks.report.tables import counts_text, forward_text
+from benchmarks.report.tables import counts_text, fewer_images, forward_text
 
 PAGE = Path(__file__).parent / "page"
 FILE = "report.html"
@@ -149,9 +149,11 @@ def _subtitle(results: Mapping[str, Any]) -> str:
     floors = sum(method["family"] == "floor" for method in results["methods"])
     shown = len(results["summary"]) - floors
     data, settings = results["data"], results["settings"]
+    fewer = fewer_images(results)
+    some = f" ({fewer[0]} methods on {fewer[1]} of them)" if fewer else ""
     return (
         f"{shown} methods and {floors} floors on {results['counts']['images']} test images of "
-        f"classes {data['test']['classes']}, with a weight bank of classes "
+        f"classes {data['test']['classes']}{some}, with a weight bank of classes "
         f"{data['train']['classes']}. Network {settings.get('network')}, layer "
         f"{settings.get('layer')}."
     )

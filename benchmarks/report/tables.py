@@ -259,6 +259,35 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
+def images_of(results: Mapping[str, Any]) -> str:
+    """The test images of a run, for the title of a figure."""
+    data, num_images = results["data"], results["counts"]["images"]
+    fewer = fewer_images(results)
+    return f"{data['name']}, {num_images} images of classes {data['test']['classes']}" + (
+        f"; {fewer[0]} methods on {fewer[1]} of them" if fewer else ""
+    )
+
+
+def fewer_images(results: Mapping[str, Any]) -> tuple[int, str] | None:
+    """How many methods were measured on fewer images than the others, and on how many images.
+
+    Example:
+        >>> numbers = {name: {"boxes": {"num_images": n}} for name, n in (("a", 9), ("b", 2))}
+        >>> fewer_images({"summary": numbers})
+        (1, '2')
+    """
+    summary: Mapping[str, Mapping[str, Any]] = results["summary"]
+    fewer: dict[str, int] = {}
+    for protocol in {protocol for protocols in summary.values() for protocol in protocols}:
+        counts = {n: p[protocol]["num_images"] for n, p in summary.items() if protocol in p}
+        most = max(counts.values())
+        fewer |= {name: count for name, count in counts.items() if count < most}
+    if not fewer:
+        return None
+    least, most = min(fewer.values()), max(fewer.values())
+    return len(fewer), f"{least}" if least == most else f"{least} to {most}"
+
+
 def counts_text(counts: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """The images behind the table, and those that are not in it."""
     parts = [f"{counts['images']} test images"]

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.report.cost import (
+    CostPlot,
     CostPoint,
     cost_plot,
     draw_costs,
@@ -94,3 +95,19 @@ def test_the_figure_is_drawn_and_the_same_each_time(
         assert np.asarray(Image.open(files[0])).std() > 10
     (axes,) = draw_costs(plot, "things").axes
     assert axes.get_xscale() == "log"
+
+
+def test_labels_do_not_lie_on_each_other_and_the_best_has_one() -> None:
+    points = [
+        CostPoint(name, name, family, seconds, None, accuracy, accuracy, accuracy)
+        for name, family, seconds, accuracy in (
+            ("best", "ours", 1.1, 0.87), ("control", "control", 1.0, 0.85),
+            ("worse", "rival", 0.9, 0.4), ("slow", "captum: input", 40.0, 0.86),
+        )
+    ]  # fmt: skip
+    plot = CostPlot(tuple(points), "accuracy", "boxes", None)
+    figure = draw_costs(plot, "things")
+    (axes,) = figure.axes
+    assert {text.get_text() for text in axes.texts} == {"best", "worse"}
+    # The control is drawn, though its name is left out.
+    assert "control" in {text.get_text() for text in figure.legends[0].get_texts()}

@@ -1,4 +1,11 @@
-from benchmarks.report.tables import as_markdown, as_text, counts_text, table_rows
+from benchmarks.report.tables import (
+    as_markdown,
+    as_text,
+    counts_text,
+    fewer_images,
+    images_of,
+    table_rows,
+)
 
 BOXES = {
     "accuracy_at_0.2": 0.797,
@@ -70,3 +77,19 @@ def test_all_images_are_accounted_for() -> None:
         "8 test images, 6 measured (attention), 7 measured (boxes), 1 left out (attention: box "
         "outside the frame), 1 unreadable, 5 listed but absent"
     )
+
+
+def test_titles_say_that_some_methods_saw_fewer_images() -> None:
+    def numbers(*counts: int) -> dict[str, dict[str, int]]:
+        return {p: {"num_images": n} for p, n in zip(("boxes", "attention"), counts, strict=False)}
+
+    results = {
+        "data": {"name": "Birds", "test": {"classes": "3-4"}},
+        "counts": {"images": 10},
+        "summary": {"a": numbers(10, 9), "b": numbers(10)},
+    }
+    # One image has no crop; nothing was left out on purpose.
+    assert images_of(results) == "Birds, 10 images of classes 3-4"
+    results["summary"] |= {"c": numbers(2, 2), "d": numbers(4, 4)}
+    assert fewer_images(results) == (2, "2 to 4")
+    assert images_of(results) == "Birds, 10 images of classes 3-4; 2 methods on 2 to 4 of them"
