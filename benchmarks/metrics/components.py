@@ -2,19 +2,26 @@
 
 Each pixel gets a *level*: the number of thresholds that it reaches. At threshold t (counted from
 1) the foreground is the set of pixels of level t and above. So, from the highest threshold down,
-components only appear, grow and merge, and a union-find that keeps area and box of each component
-knows the answer at every threshold after one descent.
+components only appear, grow and merge, and a union-find that keeps the extent of each component
+knows the answer at every threshold after one descent. It is fast because it unites basins, of
+which a smooth heatmap has dozens, and not pixels.
 
-1. ``_flat_zones`` scans the image once and merges neighbours of equal level into zones, which
-   appear as a whole at their level. A pair of touching zones becomes a link at the lower of their
-   two levels. On smooth maps zones and links are far fewer than pixels.
-2. ``_descend`` takes the zones and links from the highest level down.
+1. ``_hills`` cuts each row into hills: the heatmap rises to a hill's summit, then falls.
+2. ``_basins`` leads each hill to the highest of the pixels that touch its summit from the rows
+   above and below, if that is higher than the summit. Hills that lead to the same last one form
+   a basin. (As high is enough in the row above: what comes earlier breaks ties.)
+3. ``_links`` finds hills of different basins that touch, and the highest level at which they do.
+4. ``_basin_cells`` puts pixels of one basin and level into one cell, which is all that the descent
+   needs to know of them. Where that makes more cells than pixels (noise), ``_pixel_cells`` makes
+   a cell of each pixel.
+5. ``_descend`` takes cells and links from the highest level down.
 
-Which link is left out. Let p be a pixel, N, W, NW and NE its neighbours above and to the left,
-and "strength" of a link the lower level of its two ends. The link p-N always stays. A link from p
-to W, NW or NE is redundant where N has at least the link's strength: N touches all of them. A
-link p-NW is redundant where W has at least its strength. Each replacement path runs over p-N or
-p-W and a link between earlier pixels, so by induction in raster order no connection is lost.
+Why a basin can stand for its pixels: on the way from a pixel to the summit of its hill, on to the
+next hill and so on to the last summit, the heatmap nowhere falls, so the level does not either.
+Hence, at each threshold, the pixels of one basin in the foreground are connected, and contain the
+last summit. Basins are connected where two of their pixels touch, which is at the lower of the two
+levels; of the places where two hills touch, the one of highest level is the first to connect them
+and makes the others redundant.
 """
 
 from collections.abc import Callable
@@ -33,23 +40,29 @@ except ImportError as error:
         "pip install 'captum-embed[benchmarks]'"
     ) from error
 
-# Columns of the table of zones: number of pixels, first pixel in raster order, tight box (ends
-# included), and the zones of a lower and of a higher level that it was linked to last.
-AREA, FIRST, TOP, BOTTOM, LEFT, RIGHT, LOWER, HIGHER = range(8)
+# Columns of the tables of cells and components: number of pixels; first and last in raster order,
+# which lie in the top and bottom row; first and last column; a cell's basin.
+AREA, FIRST, LAST, LEFT, RIGHT, BASIN = range(6)
 # Indices are unsigned: numba then skips Python's rule for negative ones, which costs a fifth.
 NOBODY = np.uint32(2**32 - 1)
+ONE = np.uint32(1)
 # A power of two: scaling a float64 by it is exact, and so is the look-up of a pixel's level.
 BUCKETS = 1024
+# Pixels whose levels are looked up together, few enough to stay in the processor's fastest cache.
+CHUNK = 1024
 # Levels are stored in 16 bits.
 MAX_THRESHOLDS = 65_535
+# Where basins have more cells than this, each pixel becomes a cell.
+MAX_CELLS_PER_PIXEL = 1.0
 
 
 def _compile(function: Callable[..., Any]) -> Any:
+    # Where division by zero would raise, as in Python, the descent takes half as long again.
     try:
-        return njit(cache=True, nogil=True)(function)
+        return njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:
         # Neither __pycache__ nor the user's cache folder can be written: compile in each process.
-        return njit(nogil=True)(function)
+        return njit(nogil=True, error_model="numpy")(function)
 
 
 def sweep_components(
@@ -69,136 +82,166 @@ def sweep_components(
         first pixel in raster order comes first), and (T,) highest IoU of any component's tight
         box with ``box``.
     """
-    zones, levels, parents, links, strengths = _flat_zones(scaled, thresholds)
-    boxes, best_iou = _descend(zones, levels, parents, links, strengths, thresholds.size, box)
+    width, values, num_levels = scaled.shape[1], scaled.ravel(), thresholds.size
+    levels = _levels(values, thresholds)
+    starts, summits, row_hills, hill_of = _hills(values, width)
+    basins, peaks = _basins(values, width, levels, summits, hill_of)
+    links, strengths = _links(levels, width, starts, row_hills, basins)
+    if peaks.sum(dtype=np.int64) + peaks.size <= MAX_CELLS_PER_PIXEL * values.size:
+        hills = starts, summits, row_hills
+        cells, cell_starts = _basin_cells(levels, width, hills, basins, peaks, num_levels)
+    else:
+        cells, cell_starts = _pixel_cells(levels, width, hill_of, basins, num_levels)
+    boxes, best_iou = _descend(cells, cell_starts, peaks, links, strengths, width, box)
     return boxes, best_iou
 
 
 @_compile
-def _find(parents, zone):  # type: ignore[no-untyped-def]
-    while parents[zone] != zone:
-        parents[zone] = parents[parents[zone]]
-        zone = parents[zone]
-    return zone
-
-
-@_compile
-def _unite_equal(parents, a, b):  # type: ignore[no-untyped-def]
-    a, b = _find(parents, a), _find(parents, b)
-    # The lower number stays the root, so that zones can be gathered from the last to the first.
-    parents[max(a, b)] = min(a, b)
-
-
-@_compile
-def _start_zone(zones, zone, row, column, width):  # type: ignore[no-untyped-def]
-    zones[zone, AREA], zones[zone, FIRST] = 0, row * width + column
-    zones[zone, TOP], zones[zone, LEFT], zones[zone, RIGHT] = row, column, column
-    zones[zone, LOWER] = zones[zone, HIGHER] = NOBODY
-
-
-@_compile
-def _extend_zone(zones, zone, row, column):  # type: ignore[no-untyped-def]
-    zones[zone, AREA] += 1
-    zones[zone, BOTTOM] = row
-    zones[zone, LEFT] = min(zones[zone, LEFT], column)
-    zones[zone, RIGHT] = max(zones[zone, RIGHT], column)
-
-
-@_compile
-def _absorb(zones, into, other):  # type: ignore[no-untyped-def]
-    zones[into, AREA] += zones[other, AREA]
-    zones[into, FIRST] = min(zones[into, FIRST], zones[other, FIRST])
-    zones[into, TOP] = min(zones[into, TOP], zones[other, TOP])
-    zones[into, BOTTOM] = max(zones[into, BOTTOM], zones[other, BOTTOM])
-    zones[into, LEFT] = min(zones[into, LEFT], zones[other, LEFT])
-    zones[into, RIGHT] = max(zones[into, RIGHT], zones[other, RIGHT])
-
-
-@_compile
-def _link(zones, links, strengths, count, a, b, level, neighbour):  # type: ignore[no-untyped-def]
-    side = HIGHER if neighbour > level else LOWER
-    # Along a border the same two zones meet at pixel after pixel.
-    if zones[a, side] == b:
-        return count
-    zones[a, side] = b
-    links[count, 0], links[count, 1] = a, b
-    strengths[count] = min(level, neighbour)
-    return count + 1
-
-
-@_compile
 def _level_table(thresholds):  # type: ignore[no-untyped-def]
-    table = np.empty(BUCKETS + 1, np.uint16)
-    level = 0
+    # The level where each bucket begins, and the most thresholds that lie inside of one.
+    table = np.empty(BUCKETS + 1, np.int32)
+    level = most = 0
     for bucket in range(BUCKETS + 1):
+        before = level
         while level < thresholds.size and thresholds[level] <= bucket / BUCKETS:
             level += 1
         table[bucket] = level
-    return table
+        most = max(most, level - before)
+    return table, most
 
 
 @_compile
-def _level(value, thresholds, table):  # type: ignore[no-untyped-def]
-    level = table[int(value * BUCKETS)]
-    while level < thresholds.size and value >= thresholds[level]:
-        level += 1
-    return level
+def _levels(values, thresholds):  # type: ignore[no-untyped-def]
+    table, most = _level_table(thresholds)
+    # From the level of its bucket a pixel climbs by bisection. All pixels take the same steps, so
+    # that the compiler can take several at a time.
+    steps = [1]
+    while 2 * steps[-1] - 1 < most:
+        steps.append(2 * steps[-1])
+    padded = np.full(thresholds.size + steps[-1], np.inf)
+    padded[: thresholds.size] = thresholds
+    levels = np.empty(values.size, np.uint16)
+    reached = np.empty(CHUNK, np.int32)
+    for start in range(0, values.size, CHUNK):
+        chunk, out = values[start : start + CHUNK], levels[start : start + CHUNK]
+        for i in range(chunk.size):
+            reached[i] = table[np.uint32(np.int32(chunk[i] * BUCKETS))]
+        for step in steps[::-1]:
+            ahead, climb = padded[step - 1 :], np.int32(step)
+            for i in range(chunk.size):
+                reached[i] += climb if chunk[i] >= ahead[np.uint32(reached[i])] else np.int32(0)
+        for i in range(chunk.size):
+            out[i] = reached[i]
+    return levels
 
 
 @_compile
-def _flat_zones(scaled, thresholds):  # type: ignore[no-untyped-def]
-    height, width = scaled.shape
-    table = _level_table(thresholds)
-    zones = np.empty((scaled.size, 8), np.uint32)
-    levels = np.empty(scaled.size, np.uint16)
-    parents = np.empty(scaled.size, np.uint32)
-    links = np.empty((4 * scaled.size, 2), np.uint32)
-    strengths = np.empty(4 * scaled.size, np.uint16)
-    # Levels and zones of this row and the one above, with a column of level 0 on either side.
-    row_levels = np.zeros((2, width + 2), np.uint16)
-    row_zones = np.zeros((2, width + 2), np.uint32)
-    made = linked = 0
+def _hills(values, width):  # type: ignore[no-untyped-def]
+    # Hill h is pixels starts[h] to starts[h + 1] in raster order, row r hills row_hills[r] to
+    # row_hills[r + 1]. All but the last of a row have two pixels at least.
+    height = values.size // width
+    starts = np.empty(height * ((width + 1) // 2) + 1, np.uint32)
+    summits = np.empty(starts.size, np.uint32)
+    row_hills = np.empty(height + 1, np.uint32)
+    hill_of = np.empty(values.size, np.uint32)
+    made = np.uint32(0)
     for row in range(height):
-        here, above = row_levels[row % 2], row_levels[1 - row % 2]
-        zones_here, zones_above = row_zones[row % 2], row_zones[1 - row % 2]
-        for column in range(width):
-            x = column + 1
-            level = _level(scaled[row, column], thresholds, table)
-            here[x] = level
-            if level == 0:
-                continue
-            w, nw, n, ne = here[x - 1], above[x - 1], above[x], above[x + 1]
-            if n == level:
-                zone = zones_above[x]
-            elif w == level:
-                zone = zones_here[x - 1]
-            elif nw == level:
-                zone = zones_above[x - 1]
-            elif ne == level:
-                zone = zones_above[x + 1]
-            else:
-                zone = np.uint32(made)
+        row_hills[row] = made
+        pixel, end = np.uint32(row * width), np.uint32(row * width + width)
+        while pixel < end:
+            starts[made], value = pixel, values[pixel]
+            while pixel < end and values[pixel] >= value:
+                value = values[pixel]
+                pixel += ONE
+            summits[made] = pixel - ONE
+            while pixel < end and values[pixel] <= value:
+                value = values[pixel]
+                pixel += ONE
+            hill_of[starts[made] : pixel] = made
+            made += ONE
+    starts[made] = values.size
+    row_hills[height] = made
+    return starts[: made + 1], summits[:made], row_hills, hill_of
+
+
+@_compile
+def _uphill(values, width, summit):  # type: ignore[no-untyped-def]
+    # The pixel to which a summit leads, or itself.
+    column, highest, value = summit % width, summit, values[summit]
+    west, east = min(column, 1), min(width - 1 - column, 1)
+    if summit >= width:
+        for pixel in range(summit - width - west, summit - width + east + 1):
+            if values[pixel] >= value:
+                highest, value = pixel, values[pixel]
+    if summit + width < values.size:
+        for pixel in range(summit + width - west, summit + width + east + 1):
+            if values[pixel] > value:
+                highest, value = pixel, values[pixel]
+    return highest
+
+
+@_compile
+def _basins(values, width, levels, summits, hill_of):  # type: ignore[no-untyped-def]
+    # The basin of each hill, and the level of each basin's last summit, its highest.
+    uphill = np.empty(summits.size, np.uint32)
+    for hill in range(summits.size):
+        uphill[hill] = hill_of[_uphill(values, width, np.int64(summits[hill]))]
+    basins = np.full(summits.size, NOBODY)
+    peaks = np.empty(summits.size, np.uint16)
+    made = np.uint32(0)
+    for start in range(summits.size):
+        hill = np.uint32(start)
+        while basins[hill] == NOBODY and uphill[hill] != hill:
+            hill = uphill[hill]
+        if basins[hill] == NOBODY:
+            basins[hill], peaks[made] = made, levels[summits[hill]]
+            made += ONE
+        basin, hill = basins[hill], np.uint32(start)
+        while basins[hill] == NOBODY:
+            basins[hill] = basin
+            hill = uphill[hill]
+    return basins, peaks[:made]
+
+
+@_compile
+def _touch(levels, width, hill, above):  # type: ignore[no-untyped-def]
+    # The highest level at which a hill touches one in the row above. Of each: start and end.
+    highest = np.uint16(0)
+    for shift in range(width - 1, width + 2):
+        for pixel in range(max(hill[0], above[0] + shift), min(hill[1], above[1] + shift)):
+            both = min(levels[np.uint32(pixel)], levels[np.uint32(pixel - shift)])
+            highest = max(highest, both)
+    return highest
+
+
+@_compile
+def _links(levels, width, starts, row_hills, basins):  # type: ignore[no-untyped-def]
+    # Rows of m and n hills overlap in at most m + n - 1 places: fewer than 3 links to a hill. Hills
+    # that touch only across a corner need none. The next hill of the row begins higher than the
+    # one before it ends, so the way round the corner that leads over it is as strong.
+    links = np.empty((3 * basins.size, 2), np.uint32)
+    strengths = np.empty(3 * basins.size, np.uint16)
+    made = 0
+    for row in range(row_hills.size - 1):
+        first_above = above = np.int64(row_hills[max(row - 1, 0)])
+        for hill in range(row_hills[row], row_hills[row + 1]):
+            start, end = np.int64(starts[hill]), np.int64(starts[hill + 1])
+            if start > row * width and basins[hill] != basins[hill - 1]:
+                links[made, 0], links[made, 1] = basins[hill], basins[hill - 1]
+                strengths[made] = min(levels[start - 1], levels[start])
                 made += 1
-                parents[zone], levels[zone] = zone, level
-                _start_zone(zones, zone, row, column, width)
-            zones_here[x] = zone
-            _extend_zone(zones, zone, row, column)
-            # All other neighbours of equal level touch one another, and are united already.
-            if ne == level and n != level and zones_above[x + 1] != zone:
-                _unite_equal(parents, zone, zones_above[x + 1])
-            if n > 0 and n != level:
-                other = zones_above[x]
-                linked = _link(zones, links, strengths, linked, zone, other, level, n)
-            if w != level and n < min(level, w):
-                other = zones_here[x - 1]
-                linked = _link(zones, links, strengths, linked, zone, other, level, w)
-            if ne != level and n < min(level, ne):
-                other = zones_above[x + 1]
-                linked = _link(zones, links, strengths, linked, zone, other, level, ne)
-            if nw != level and max(n, w) < min(level, nw):
-                other = zones_above[x - 1]
-                linked = _link(zones, links, strengths, linked, zone, other, level, nw)
-    return zones[:made], levels[:made], parents[:made], links[:linked], strengths[:linked]
+            while above < row_hills[row] and starts[above] + width < end:
+                if basins[hill] != basins[above]:
+                    links[made, 0], links[made, 1] = basins[hill], basins[above]
+                    other = np.int64(starts[above]), np.int64(starts[above + 1])
+                    strengths[made] = _touch(levels, width, (start, end), other)
+                    made += 1
+                above += 1
+            # The last one overlaps the next hill too, if it does not end with this one.
+            above = max(above - 1, first_above)
+            if starts[above + 1] + width == end:
+                above += 1
+    return links[:made], strengths[:made]
 
 
 @_compile
@@ -218,67 +261,145 @@ def _order_descending(keys, num_levels):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def _iou(zones, zone, box):  # type: ignore[no-untyped-def]
+def _empty_table(size):  # type: ignore[no-untyped-def]
+    table = np.zeros((size, 6), np.uint32)
+    table[:, FIRST] = table[:, LEFT] = NOBODY
+    return table
+
+
+@_compile
+def _basin_cells(levels, width, hills, basins, peaks, num_levels):  # type: ignore[no-untyped-def]
+    starts, summits, row_hills = hills
+    base = np.zeros(peaks.size + 1, np.int64)
+    for basin in range(peaks.size):
+        base[basin + 1] = base[basin] + peaks[basin] + 1
+    cells = _empty_table(base[-1])
+    cell_levels = np.empty(base[-1], np.uint16)
+    for basin in range(peaks.size):
+        cells[base[basin] : base[basin + 1], BASIN] = basin
+        cell_levels[base[basin] : base[basin + 1]] = np.arange(peaks[basin] + 1)
+    for row in range(row_hills.size - 1):
+        row_start = np.uint32(row * width)
+        for hill in range(row_hills[row], row_hills[row + 1]):
+            first, summit = base[basins[hill]], summits[hill]
+            # Beyond the summit no pixel is a component's first or leftmost: the summit, of its
+            # level or above, comes before it. Nor is one before the summit the last or rightmost.
+            for pixel in range(starts[hill], summit + ONE):
+                cell = np.uint32(first + levels[pixel])
+                cells[cell, AREA] += ONE
+                cells[cell, FIRST] = min(cells[cell, FIRST], np.uint32(pixel))
+                cells[cell, LEFT] = min(cells[cell, LEFT], np.uint32(pixel) - row_start)
+            # Counted on either side.
+            cells[first + levels[summit], AREA] -= ONE
+            for pixel in range(summit, starts[hill + 1]):
+                cell = np.uint32(first + levels[pixel])
+                cells[cell, AREA] += ONE
+                cells[cell, LAST] = pixel
+                cells[cell, RIGHT] = max(cells[cell, RIGHT], np.uint32(pixel) - row_start)
+    order, cell_starts = _order_descending(cell_levels, num_levels)
+    return cells[order], cell_starts
+
+
+@_compile
+def _pixel_cells(levels, width, hill_of, basins, num_levels):  # type: ignore[no-untyped-def]
+    order, cell_starts = _order_descending(levels, num_levels)
+    cells = np.empty((cell_starts[1], 6), np.uint32)
+    for cell in range(cell_starts[1]):
+        pixel = order[cell]
+        column = pixel % np.uint32(width)
+        cells[cell, AREA], cells[cell, BASIN] = 1, basins[hill_of[pixel]]
+        cells[cell, FIRST] = cells[cell, LAST] = pixel
+        cells[cell, LEFT] = cells[cell, RIGHT] = column
+    return cells, cell_starts
+
+
+@_compile
+def _absorb(components, into, others, other):  # type: ignore[no-untyped-def]
+    components[into, AREA] += others[other, AREA]
+    components[into, FIRST] = min(components[into, FIRST], others[other, FIRST])
+    components[into, LAST] = max(components[into, LAST], others[other, LAST])
+    components[into, LEFT] = min(components[into, LEFT], others[other, LEFT])
+    components[into, RIGHT] = max(components[into, RIGHT], others[other, RIGHT])
+
+
+@_compile
+def _is_larger(components, a, b):  # type: ignore[no-untyped-def]
+    if components[a, AREA] != components[b, AREA]:
+        return components[a, AREA] > components[b, AREA]
+    return components[a, FIRST] < components[b, FIRST]
+
+
+@_compile
+def _find(parents, basin):  # type: ignore[no-untyped-def]
+    while parents[basin] != basin:
+        parents[basin] = parents[parents[basin]]
+        basin = parents[basin]
+    return basin
+
+
+@_compile
+def _tight_box(components, component, width):  # type: ignore[no-untyped-def]
+    top, bottom = components[component, FIRST] // width, components[component, LAST] // width
+    return components[component, LEFT], top, components[component, RIGHT] + ONE, bottom + ONE
+
+
+@_compile
+def _raise_best(best, components, component, width, box, above, upto):  # type: ignore[no-untyped-def]
     # Same operations in the same order as boxes.iou, so that results agree to the last bit.
-    x0, y0 = float(zones[zone, LEFT]), float(zones[zone, TOP])
-    x1, y1 = zones[zone, RIGHT] + 1.0, zones[zone, BOTTOM] + 1.0
+    left, top, right, bottom = _tight_box(components, component, width)
+    x0, y0, x1, y1 = float(left), float(top), float(right), float(bottom)
     shared_width = max(min(x1, box[2]) - max(x0, box[0]), 0.0)
     shared_height = max(min(y1, box[3]) - max(y0, box[1]), 0.0)
     shared = shared_width * shared_height
-    return shared / ((x1 - x0) * (y1 - y0) + (box[2] - box[0]) * (box[3] - box[1]) - shared)
-
-
-@_compile
-def _raise_best(best, value, above, upto):  # type: ignore[no-untyped-def]
+    value = shared / ((x1 - x0) * (y1 - y0) + (box[2] - box[0]) * (box[3] - box[1]) - shared)
     for level in range(above + 1, upto + 1):
-        if value > best[level]:
-            best[level] = value
+        best[level] = max(best[level], value)
 
 
 @_compile
-def _is_larger(zones, a, b):  # type: ignore[no-untyped-def]
-    if zones[a, AREA] != zones[b, AREA]:
-        return zones[a, AREA] > zones[b, AREA]
-    return zones[a, FIRST] < zones[b, FIRST]
-
-
-@_compile
-def _descend(zones, levels, parents, links, strengths, num_levels, box):  # type: ignore[no-untyped-def]
-    for zone in range(parents.size - 1, -1, -1):
-        if parents[zone] != zone:
-            _absorb(zones, parents[zone], zone)
-    zone_order, zone_starts = _order_descending(levels, num_levels)
-    link_order, link_starts = _order_descending(strengths, num_levels)
-    links = links[link_order]
-    # A component's extent holds from level `since` down to the one at which it changes.
-    since = levels.copy()
+def _descend(cells, cell_starts, peaks, links, strengths, width, box):  # type: ignore[no-untyped-def]
+    num_levels = cell_starts.size - 2
+    order, link_starts = _order_descending(strengths, num_levels)
+    links, width = links[order], np.uint32(width)
+    # Basins' extents at the current level, and once united that of their component.
+    components = _empty_table(peaks.size)
+    parents = np.arange(peaks.size).astype(np.uint32)
+    # A component's extent holds from level `since` down to the one at which it changes. At its
+    # peak, a basin's is still to be filled.
+    since = peaks.copy()
     best = np.zeros(num_levels + 1)
-    boxes = np.zeros((num_levels, 4), np.int64)
-    largest = zone_order[0]
+    boxes = np.empty((num_levels, 4), np.int64)
+    largest = cells[0, BASIN]
     for level in range(num_levels, 0, -1):
-        for zone in zone_order[zone_starts[level + 1] : zone_starts[level]]:
-            if parents[zone] == zone and _is_larger(zones, zone, largest):
-                largest = zone
+        for cell in range(cell_starts[level + 1], cell_starts[level]):
+            if cells[cell, AREA] == 0:
+                continue
+            a = _find(parents, cells[cell, BASIN])
+            if since[a] > level:
+                _raise_best(best, components, a, width, box, level, since[a])
+            since[a] = level
+            _absorb(components, a, cells, cell)
+            if _is_larger(components, a, largest):
+                largest = a
         for link in range(link_starts[level + 1], link_starts[level]):
             a, b = _find(parents, links[link, 0]), _find(parents, links[link, 1])
             if a == b:
                 continue
-            if zones[a, AREA] < zones[b, AREA]:
+            if components[a, AREA] < components[b, AREA]:
                 a, b = b, a
             if since[a] > level:
-                _raise_best(best, _iou(zones, a, box), level, since[a])
+                _raise_best(best, components, a, width, box, level, since[a])
             if since[b] > level:
-                _raise_best(best, _iou(zones, b, box), level, since[b])
+                _raise_best(best, components, b, width, box, level, since[b])
             since[a] = level
             parents[b] = a
-            _absorb(zones, a, b)
-            if _is_larger(zones, a, largest):
+            _absorb(components, a, components, b)
+            if _is_larger(components, a, largest):
                 largest = a
-        boxes[level - 1, 0] = zones[largest, LEFT]
-        boxes[level - 1, 1] = zones[largest, TOP]
-        boxes[level - 1, 2] = zones[largest, RIGHT] + 1
-        boxes[level - 1, 3] = zones[largest, BOTTOM] + 1
-    for zone in range(parents.size):
-        if parents[zone] == zone:
-            _raise_best(best, _iou(zones, zone, box), 0, since[zone])
+        x0, y0, x1, y1 = _tight_box(components, largest, width)
+        boxes[level - 1, 0], boxes[level - 1, 1] = x0, y0
+        boxes[level - 1, 2], boxes[level - 1, 3] = x1, y1
+    for basin in range(parents.size):
+        if parents[basin] == basin:
+            _raise_best(best, components, basin, width, box, 0, since[basin])
     return boxes, best[1:]

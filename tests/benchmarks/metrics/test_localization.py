@@ -6,6 +6,7 @@ from hypothesis.extra.numpy import arrays
 from skimage.measure import label, regionprops
 from skimage.transform import resize
 
+from benchmarks.metrics import components
 from benchmarks.metrics.boxes import iou
 from benchmarks.metrics.localization import (
     THRESHOLDS,
@@ -82,6 +83,60 @@ def test_sweep_is_identical_to_one_labelling_per_threshold(case):
 @given(heatmaps_and_boxes(), st.sets(st.floats(0, 1), min_size=1, max_size=6))
 def test_sweep_takes_any_increasing_thresholds(case, thresholds):
     assert_equals_brute_force(*case, sorted(thresholds))
+
+
+@pytest.mark.parametrize("limit", [0, 10_000])
+@settings(max_examples=75, deadline=None)
+@given(case=heatmaps_and_boxes())
+def test_cells_of_basins_and_cells_of_pixels_give_the_same(limit, case):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(components, "MAX_CELLS_PER_PIXEL", limit)
+        assert_equals_brute_force(*case)
+
+
+@pytest.mark.parametrize("limit", [0, 10_000])
+def test_the_largest_component_is_that_of_most_pixels_not_of_most_rows(limit, monkeypatch):
+    monkeypatch.setattr(components, "MAX_CELLS_PER_PIXEL", limit)
+    heatmap = [[1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1]]
+    for flipped in (np.array(heatmap), np.fliplr(heatmap), np.flipud(heatmap)):
+        assert_equals_brute_force(flipped, (0, 0, 2, 2), [0.5])
+
+
+def count_cells(heatmap):
+    """Calls of the two ways of making cells in one sweep: of basins, of pixels."""
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_basin_cells", "_pixel_cells"):
+            make = getattr(components, name)
+            patch.setattr(
+                components, name, lambda *a, name=name, make=make: (calls.append(name), make(*a))[1]
+            )
+        threshold_sweep(heatmap, (0, 0, 5, 5))
+    return calls
+
+
+def test_smooth_maps_have_cells_of_basins_and_noise_has_cells_of_pixels():
+    generator = np.random.default_rng(0)
+    assert count_cells(resize(generator.random((3, 4)), (45, 60), order=1)) == ["_basin_cells"]
+    assert count_cells(generator.random((45, 60))) == ["_pixel_cells"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_sweep_is_identical_to_brute_force_on_plateaus_of_a_smooth_map(seed):
+    # Ties along slopes, ridges and valleys, and summits of many pixels.
+    generator = np.random.default_rng(seed)
+    smooth = resize(generator.random((4, 5)), (24, 32), order=1)
+    assert_equals_brute_force(np.round(smooth, 1), (5.5, 3.25, 20.0, 18.0))
+
+
+@pytest.mark.parametrize("num_thresholds", [2, 3, 4, 40])
+def test_sweep_tells_thresholds_apart_that_lie_close_together(num_thresholds):
+    generator = np.random.default_rng(0)
+    thresholds = 0.5 + np.sort(generator.choice(4000, num_thresholds, replace=False)) * 1e-7
+    near = 0.5 + generator.integers(-500, 4500, (12, 13)) * 1e-7
+    near[0, 0] = 1
+    near[1, :num_thresholds] = thresholds[:13]
+    assert_equals_brute_force(near, (1.0, 2.0, 9.0, 10.0), thresholds)
 
 
 @pytest.mark.parametrize("shape", [(1, 60), (60, 1), (31, 47), (40, 40)])
