@@ -81,7 +81,9 @@ def draw_sanity(results: Mapping[str, Any]) -> Figure:
                 _draw_line(axes, [aside + len(values)], [floor], {**style, "label": None})
             axes.axhline(0, color="black", alpha=0.35, lw=0.8)
             axes.axvline(len(stages) - 1.5, color="black", alpha=0.35, lw=0.8)
-            axes.set_xticks(range(len(stages)), ["trained", *stages[1:]])
+            axes.set_xticks(
+                range(len(stages)), ["trained", *(s.replace(" ", "\n") for s in stages[1:])]
+            )
             axes.set(title=title, xlabel="re-initialised, from the head down")
         panels[0].set_ylabel("alike to the trained network's map")
         handles, labels = panels[0].get_legend_handles_labels()
