@@ -193,6 +193,11 @@ VARIANTS: tuple[Variant, ...] = (
             "entry_filter": None,
             "map_func": weighted_sum,
         },
+        signed_sum_with_the_norm_held_constant={
+            "bank": BankVariant(LAST, norm="constant"),
+            "entry_filter": None,
+            "map_func": weighted_sum,
+        },
         positive_sum_of_the_last_activation={
             "bank": BankVariant(LAST),
             "entry_filter": channel_filters.positive,
