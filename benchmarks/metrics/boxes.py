@@ -62,10 +62,17 @@ def iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
         0.3333333333333333
     """
     a, b = (_corners(boxes) for boxes in (first, second))
-    shared_sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    shared = np.maximum(shared_sides, 0.0).prod(axis=-1)
-    united = _area(a) + _area(b) - shared
+    shared = shared_area(a, b)
+    united = area(a) + area(b) - shared
     return np.divide(shared, united, out=np.zeros_like(united), where=united > 0)
+
+
+def shared_area(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the overlaps of boxes (..., 4) that broadcast, (...)."""
+    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(
+        first[..., :2], second[..., :2]
+    )
+    return np.maximum(sides, 0.0).prod(axis=-1)
 
 
 def _corners(boxes: ArrayLike) -> NDArray[np.float64]:
@@ -79,5 +86,6 @@ def _corners(boxes: ArrayLike) -> NDArray[np.float64]:
     return corners
 
 
-def _area(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+def area(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of boxes (..., 4), (...)."""
     return (corners[..., 2:] - corners[..., :2]).prod(axis=-1)

@@ -20,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.metrics.boxes import iou
+from benchmarks.metrics.boxes import area, iou, shared_area
 from captum_embed.errors import InputError
 
 OUTCOMES = ("correct", "part", "too big", "aside", "background", "empty")
@@ -59,10 +59,10 @@ def outcomes(
             "expected as many predicted boxes (N, 4) as objects (N, 4) and overlaps (N,), got "
             f"{boxes.shape}, {truth.shape} and {overlaps.shape}"
         )
-    areas, object_areas = _areas(boxes), _areas(truth)
+    areas, object_areas = area(boxes), area(truth)
     if not (object_areas > 0).all():
         raise InputError(f"object {int(np.argmin(object_areas))} has a box without area")
-    shared = _shared_areas(boxes, truth)
+    shared = shared_area(boxes, truth)
     of_predicted = np.divide(shared, areas, out=np.zeros_like(areas), where=areas > 0)
     # The first that holds.
     conditions = {
@@ -104,7 +104,7 @@ def object_sizes(objects: ArrayLike, image_sizes: ArrayLike) -> NDArray[np.intp]
         )
     if not (sides > 0).all():
         raise InputError("an image has a width and a height above 0")
-    shares = _areas(truth) / sides.prod(axis=1)
+    shares = area(truth) / sides.prod(axis=1)
     # Boxes are kept to a thousandth of a pixel.
     if not (shares <= 1.001).all():
         raise InputError("an object is larger than its image: clip its box first")
@@ -121,12 +121,3 @@ def size_names() -> tuple[str, ...]:
     ends = [round(100 * end) for end in SIZE_ENDS]
     between = (f"{low}-{high}%" for low, high in pairwise(ends))
     return (f"<{ends[0]}%", *between, f"≥{ends[-1]}%")
-
-
-def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-
-
-def _shared_areas(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    sides = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2])
-    return np.maximum(sides, 0).prod(axis=1)
