@@ -29,7 +29,7 @@ from benchmarks.protocols import IOU_UNIT
 from benchmarks.report.ablation import as_markdown, draw_ablation
 from benchmarks.report.figures import save_figure
 from benchmarks.results import package_versions
-from benchmarks.run_folder import RunFolder
+from benchmarks.run_folder import RunFolder, resumable
 from benchmarks.settings import (
     ClassNumbers,
     add_arguments,
@@ -258,8 +258,5 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     settings = from_arguments(AblateSettings, arguments)
-    try:
+    with resumable(settings.output):
         ablate(settings)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on from here ({settings.output})")
-        raise

@@ -35,7 +35,7 @@ from benchmarks.report.html import write_html
 from benchmarks.report.intervals import main_method, with_intervals
 from benchmarks.report.tables import as_text, counts_text, forward_text, table_rows
 from benchmarks.results import header, machine, package_versions, write_results
-from benchmarks.run_folder import RunFolder
+from benchmarks.run_folder import RunFolder, resumable
 from benchmarks.settings import (
     add_arguments,
     as_command,
@@ -306,8 +306,5 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     settings = from_arguments(LocalizeSettings, arguments)
-    try:
+    with resumable(settings.output):
         localize(settings)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on from here ({settings.output})")
-        raise

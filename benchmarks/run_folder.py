@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,13 @@ class RunFolder:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def resumable(output: Path) -> Iterator[None]:
+    """Tells who interrupts a run how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on from here ({output})")
+        raise
