@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks import build_network, find_layer, named_layer
 from benchmarks.preparation import MinedQueries, ProtocolCache
 from benchmarks.protocols import PROTOCOLS, EvaluationProtocol, Frame, Measures
+from benchmarks.seeding import seeded
 from benchmarks.shared_forward import Recording, record, replayed
 from captum_embed import TripletForward, WeightBank
 
@@ -146,8 +146,7 @@ class Bench:
             return {"left_out": "its box lies outside the crop"}
         query = self.query(image.key, frame.image)
         height, width = frame.size
-        forward_seconds = self._forward_seconds(query)
-        shared = self._share(query, forward_seconds)
+        forward_seconds, shared = self._forward(query)
         return {
             "size": [width, height],
             "box": [round(side, 3) for side in frame.box],
@@ -191,24 +190,20 @@ class Bench:
         return embeddings
 
     @torch.no_grad()
-    def _forward_seconds(self, query: Query) -> float:
-        # Once unmeasured: the first pass on an image of a new size prepares what all others use.
-        self.network(query.image)
-        return self._timed_forward(query)
-
-    @torch.no_grad()
     def _timed_forward(self, query: Query) -> float:
         started = self._now()
         self.network(query.image)
         return self._now() - started
 
-    def _share(self, query: Query, forward_seconds: float) -> SharedForward:
-        """The pass that methods share, and what of it each of them is spared."""
+    def _forward(self, query: Query) -> tuple[float, SharedForward]:
+        """Seconds of the plain pass; and the one that methods share, with what it spares them."""
         layers = {self.subject.layer, *self.subject.other_layers.values()}
+        # Not timed: the first pass on an image of a new size prepares what all others use.
         recording = record(self.network, layers, query.image)
+        seconds = self._timed_forward(query)
         with replayed(recording):
             rest = self._timed_forward(query)
-        return SharedForward(recording, max(0.0, forward_seconds - rest))
+        return seconds, SharedForward(recording, max(0.0, seconds - rest))
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -253,19 +248,6 @@ def seed_of(seed: int, *names: str) -> int:
     return int.from_bytes(digest[:6], "big")
 
 
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """All draws inside come from a seed; the global generators are as they were afterwards."""
-    with torch.random.fork_rng(devices=_cuda_devices(device)):
-        torch.manual_seed(seed)
-        state = np.random.get_state()  # noqa: NPY002 - Captum's samplers use it
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
-
-
 def sample(records: Sequence[ImageRecord], limit: int | None, seed: int) -> list[ImageRecord]:
     """At most `limit` images at random, in the data set's order; a smaller limit takes a subset."""
     if limit is None or limit >= len(records):
@@ -273,7 +255,3 @@ def sample(records: Sequence[ImageRecord], limit: int | None, seed: int) -> list
     drawn = sorted(records, key=lambda record: seed_of(seed, record.key))[:limit]
     keys = {record.key for record in drawn}
     return [record for record in records if record.key in keys]
-
-
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []

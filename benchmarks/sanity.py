@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from benchmarks.data_choice import DataChoice, choose_data, survey
 from benchmarks.datasets.records import ImageRecord, ImageSet, load_rgb
-from benchmarks.evaluation import Bench, EvaluationPlan, sample, seed_of, seeded
+from benchmarks.evaluation import Bench, EvaluationPlan, sample, seed_of
 from benchmarks.files import require_writable_folder, write_json, write_text
 from benchmarks.localize import LocalizeSettings, identity, prepare
 from benchmarks.methods import select
@@ -39,7 +39,8 @@ from benchmarks.randomisation import cascade, randomised, rank_correlation, simi
 from benchmarks.report.figures import save_figure
 from benchmarks.report.sanity import as_markdown, draw_sanity
 from benchmarks.results import package_versions
-from benchmarks.run_folder import RunFolder
+from benchmarks.run_folder import RunFolder, resumable
+from benchmarks.seeding import seeded
 from benchmarks.settings import (
     ClassNumbers,
     add_arguments,
@@ -339,8 +340,5 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     settings = from_arguments(SanitySettings, arguments)
-    try:
+    with resumable(settings.output):
         sanity(settings)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on from here ({settings.output})")
-        raise

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from benchmarks.methods.method import Explainer, Query, Subject
+from benchmarks.seeding import seeded
 
 Attribute = Callable[[Query], Tensor]
 
@@ -70,18 +69,8 @@ def _seeded(seed: int, image: Tensor) -> Iterator[None]:
     pixels = image.detach().cpu().contiguous().numpy().tobytes()
     digest = hashlib.blake2b(pixels, digest_size=6, key=str(seed).encode()).digest()
     number = int.from_bytes(digest, "big")
-    on_gpu = image.device.type == "cuda"
-    with torch.random.fork_rng(devices=[image.device] if on_gpu else []):
-        torch.default_generator.manual_seed(number)
-        if on_gpu:
-            with torch.cuda.device(image.device):
-                torch.cuda.manual_seed(number)
-        numpy_state = np.random.get_state()  # noqa: NPY002 - Captum's samplers use it
-        np.random.seed(number % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
+    with seeded(number, image.device):
+        yield
 
 
 @contextmanager
