@@ -5,50 +5,37 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from benchmarks import ablate, failures, localize, sanity, shortcut, train
-from benchmarks.checkpoints import CheckpointError
-from benchmarks.datasets.records import DatasetError
-from benchmarks.report import command as report
-from captum_embed.errors import (
-    BankFileError,
-    BankMismatchError,
-    InputError,
-    LayerError,
-    MissingExtraError,
-)
-
-INTERRUPTED = 130
-# What a user can put right; anything else is a bug, and keeps its traceback.
-EXPECTED = (
-    InputError,
-    LayerError,
-    CheckpointError,
-    BankFileError,
-    BankMismatchError,
-    MissingExtraError,
-    DatasetError,
-    OSError,
-)
+# A command is imported when it is chosen: --help must not wait for torch.
+COMMANDS = {
+    "localize": "compare attribution methods by how well they find the object",
+    "report": "make the tables, figures and page of a finished run again",
+    "failures": "how the boxes of a finished run miss: a part, too big, the background",
+    "ablate": "vary the settings of transfer, one at a time, on training classes alone",
+    "sanity": "compare maps to those of the network with random parameters",
+    "train": "train an embedding network with a triplet loss",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Benchmarks of attributions for embedding networks"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (localize, report, failures, ablate, sanity, shortcut, train):
-        command.add_parser(commands)
-    parsed = parser.parse_args(arguments)
-    try:
-        parsed.execute(parsed)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except EXPECTED as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for name, purpose in COMMANDS.items():
+        subparser = commands.add_parser(name, help=purpose, description=purpose)
+        if words[:1] == [name]:
+            from benchmarks.core.settings import add_arguments
+
+            command = import_module(f"benchmarks.commands.{name}")
+            add_arguments(subparser, command.Settings)
+    parsed = parser.parse_args(words)
+    from benchmarks.core.command_line import execute
+
+    return execute(command.run, command.Settings, parsed)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.ablation.variants import BLOCK, LAST, STRIDE_16, BankVariant
+from benchmarks.core.files import write_atomically
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import ImageRecord, load_rgb
-from benchmarks.files import write_atomically
-from benchmarks.lite0 import Lite0Features
-from benchmarks.networks import EmbeddingNetwork
+from benchmarks.networks.build import EmbeddingNetwork
+from benchmarks.networks.lite0 import Lite0Features
 from captum_embed.errors import InputError
 
 ENLARGEMENT = 1.5
@@ -31,7 +31,7 @@ class ActivationCache:
 
     Args:
         folder (Path): one safetensors file per image; those already there are kept.
-        network (nn.Module): EfficientNet-Lite0 of `benchmarks.networks`.
+        network (nn.Module): EfficientNet-Lite0 of `benchmarks.networks.build`.
         records (sequence of ImageRecord): the images.
 
     Raises:

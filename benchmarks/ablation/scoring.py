@@ -17,7 +17,7 @@ from benchmarks.ablation.variants import BankVariant, Variant
 from benchmarks.datasets.records import clip_box, load_rgb
 from benchmarks.methods.reductions import heatmap
 from benchmarks.metrics.localization import threshold_sweep
-from benchmarks.protocols import ten_thousandths
+from benchmarks.protocols.boxes import ten_thousandths
 
 # How much a second layer's map counts, in the exponent.
 FUSED_SHARE = 0.15

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from benchmarks.core.seeding import seeded
 from benchmarks.methods.method import Explainer, Query, Subject
-from benchmarks.seeding import seeded
 
 Attribute = Callable[[Query], Tensor]
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.report.figures import COLOURS, FLOOR_GREY, STYLE
-from benchmarks.summary import Record, shown
+from benchmarks.results.summary import Record, shown
 
 # What accuracy is plotted against cost: protocol, figure, and its name; the first that a run has.
 PLOTTED = (
@@ -32,9 +32,9 @@ def with_costs(
     """A summary in which every method also has its cost.
 
     Args:
-        summary (Mapping): of `benchmarks.summary.summarize`.
+        summary (Mapping): of `benchmarks.results.summary.summarize`.
         records (sequence of dict): the same that it was made from.
-        memory (Mapping, optional): of `benchmarks.memory.peak_memory`.
+        memory (Mapping, optional): of `benchmarks.runs.memory.peak_memory`.
 
     Returns:
         dict: the summary with ``"times_forward"``, the median over images of the method's time

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.metrics.outcomes import OUTCOMES
 from benchmarks.report.figures import COLOURS, FLOOR, FLOOR_GREY, STYLE
-from benchmarks.report.tables import MISSING
-from benchmarks.report.tables import as_markdown as markdown_table
-from benchmarks.report.tables import as_text as text_table
+from benchmarks.results.tables import MISSING
+from benchmarks.results.tables import as_markdown as markdown_table
+from benchmarks.results.tables import as_text as text_table
 
 # Of Okabe and Ito's colours, and a grey for what is not there.
 OUTCOME_COLOURS = dict(

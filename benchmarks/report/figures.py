@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks.files import write_atomically
-from benchmarks.summary import FLOORS
+from benchmarks.core.files import write_atomically
+from benchmarks.results.summary import FLOORS
 from captum_embed.errors import InputError
 
 STYLE: Any = {

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.files import write_text
-from benchmarks.protocols import PROTOCOLS
+from benchmarks.core.files import write_text
+from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.report.charts import Style, costs, shape, styles
 from benchmarks.report.cost import CostPlot, cost_plot, frontier
 from benchmarks.report.html_curves import curves_section
@@ -18,7 +18,7 @@ from benchmarks.report.html_images import images_section
 from benchmarks.report.html_table import table_section
 from benchmarks.report.markup import Markup, join, tag
 from benchmarks.report.panels import FOLDER, Panels, read_panels
-from benchmarks.report.tables import counts_text, fewer_images, forward_text
+from benchmarks.results.tables import counts_text, fewer_images, forward_text
 
 PAGE = Path(__file__).parent / "page"
 FILE = "report.html"

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.report.charts import Style, rank
 from benchmarks.report.markup import Markup, join, tag
-from benchmarks.report.tables import MISSING, Cell, Column, cell_of, counts_text, filled_columns
+from benchmarks.results.tables import MISSING, Cell, Column, cell_of, counts_text, filled_columns
 
 GROUPS = {
     "boxes": "localization on the full-size image",

@@ -13,10 +13,10 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
-from benchmarks.files import write_atomically, write_json
+from benchmarks.core.files import write_atomically, write_json
 from benchmarks.metrics.localization import PAPER_THRESHOLD, THRESHOLDS
-from benchmarks.protocols import IOU_UNIT
-from benchmarks.summary import measures_of
+from benchmarks.protocols.boxes import IOU_UNIT
+from benchmarks.results.summary import measures_of
 from captum_embed.errors import InputError
 
 FOLDER = "qualitative"

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.figures import COLOURS, DASHES, STYLE
-from benchmarks.report.tables import as_markdown as as_table
+from benchmarks.results.tables import as_markdown as as_table
 
 TITLES = {"rank_correlation": "rank correlation", "ssim": "SSIM"}
 

@@ -15,7 +15,7 @@ from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.embedded import write_embedded
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import load_rgb
-from benchmarks.networks import imagenet_network
+from benchmarks.networks.build import imagenet_network
 from captum_embed import (
     EmbeddingLayerGradCam,
     TripletForward,

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.ablate import AblateSettings, ablate, halves, summary
 from benchmarks.ablation.activations import ActivationCache, Tail
 from benchmarks.ablation.banks import mine_all_roles, transferred
 from benchmarks.ablation.scoring import Fold
@@ -20,12 +19,13 @@ from benchmarks.ablation.variants import (
     VARIANTS,
     BankVariant,
 )
+from benchmarks.commands.ablate import AblateSettings, ablate, halves, summary
+from benchmarks.core.settings import ClassNumbers
 from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.embedded import write_embedded
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import load_rgb
-from benchmarks.networks import EmbeddingNetwork, imagenet_network
-from benchmarks.settings import ClassNumbers
+from benchmarks.networks.build import EmbeddingNetwork, imagenet_network
 from captum_embed import EmbeddingLayerGradCam, TripletForward, WeightBank, build_weight_bank
 from captum_embed.errors import InputError
 from captum_embed.recipes import RECOMMENDED

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.methods import Query, Subject
-from benchmarks.networks import EmbeddingNetwork
+from benchmarks.networks.build import EmbeddingNetwork
 from captum_embed import TripletForward, WeightBank
 
 CHANNELS, WIDTH, TUPLES, SIZE = 12, 6, 5, (36, 44)

@@ -13,7 +13,7 @@ from benchmarks.methods.availability import trial_query
 from benchmarks.methods.canonical import MaxPool, canonical
 from benchmarks.methods.canonical_loss import HingedTriplets, active_references
 from benchmarks.methods.deep_lift_rules import max_pool_rule, unit_length_rule
-from benchmarks.networks import EmbeddingNetwork
+from benchmarks.networks.build import EmbeddingNetwork
 from captum_embed import TripletForward
 
 

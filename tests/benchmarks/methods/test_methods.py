@@ -16,7 +16,7 @@ from benchmarks.methods import (
     select,
 )
 from benchmarks.methods.reductions import channel_norm, channel_sum, colour_magnitude
-from benchmarks.networks import EmbeddingNetwork
+from benchmarks.networks.build import EmbeddingNetwork
 from captum_embed import TripletForward, WeightBank
 from captum_embed.errors import InputError
 from captum_embed.recipes import RECOMMENDED

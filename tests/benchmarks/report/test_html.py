@@ -9,7 +9,7 @@ import pytest
 from benchmarks.report.charts import styles
 from benchmarks.report.html import render, write_html
 from benchmarks.report.html_table import table_section
-from benchmarks.summary import FLOORS
+from benchmarks.results.summary import FLOORS
 
 VOID = {"meta", "link", "input", "br", "img"}
 HOSTILE = ("<script>window.hacked", "<img src=x", "<Swish>", "<x>.jpg", "'a <b> & c'", "things <b>")

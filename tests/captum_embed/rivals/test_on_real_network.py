@@ -15,7 +15,7 @@ from captum_embed.rivals import (
 @pytest.fixture(scope="module")
 def network(shared_root):
     pytest.importorskip("efficientnet_lite_pytorch")
-    from benchmarks.networks import load_checkpoint
+    from benchmarks.networks.build import load_checkpoint
 
     return load_checkpoint(shared_root / "cub" / "efficientnet_lite0_triplet.safetensors")
 

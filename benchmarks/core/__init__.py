@@ -1,0 +1,1 @@
+"""Settings, files and seeds: what every room uses."""

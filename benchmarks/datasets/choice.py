@@ -1,0 +1,223 @@
+"""Which images a run uses, and the reading of each once before work starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.core.settings import ClassNumbers
+from benchmarks.datasets.download import CUB_IMAGES, download_cub
+from benchmarks.datasets.embedded import write_embedded
+from benchmarks.datasets.load import LAYOUTS, load_dataset
+from benchmarks.datasets.records import (
+    ImageRecord,
+    ImageSet,
+    UnreadableImageError,
+    clip_box,
+    load_rgb,
+)
+from benchmarks.datasets.selection import official_split, zero_shot_split
+from captum_embed.errors import InputError
+
+EMBEDDED = "embedded"
+SPLITS = ("classes", "official", "zero-shot")
+
+DATA_HELP = (
+    "folder of a data set, known by the files in it ("
+    + "; ".join(f"{name}: {layout.sign}" for name, layout in LAYOUTS.items())
+    + f'), or "{EMBEDDED}": made on the spot'
+)
+SPLIT_HELP = (
+    "classes: those of --train-classes and --test-classes; official: the data set's own training "
+    "and test images; zero-shot: the first half of its classes and the second (CUB: 1-100, 101-200)"
+)
+DOWNLOAD_HELP = "fetch CUB-200-2011 (1.2 GB) into --data, unless there is a data set"
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Training images, for the bank, and test images, of other classes or the same.
+
+    Args:
+        train (ImageSet): of the training classes.
+        test (ImageSet): of the test classes.
+        unreadable (tuple of str): messages of the images that were dropped by `survey`.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    train_classes: ClassNumbers
+    test_classes: ClassNumbers
+    unreadable: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Changes with any image's name, class, box or mask being there; not with the place."""
+        listing = [
+            # Named only where there is one: sets without masks keep their digests.
+            [record.key, record.label, list(record.box), *["mask"] * (record.mask_path is not None)]
+            for images in (self.train, self.test)
+            for record in images.records
+        ]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.test.name,
+            "root": str(self.test.root),
+            "train": _facts(self.train, self.train_classes),
+            "test": _facts(self.test, self.test_classes),
+            "unreadable": list(self.unreadable),
+        }
+
+
+def _facts(images: ImageSet, classes: ClassNumbers) -> dict[str, Any]:
+    return {
+        "classes": str(classes),
+        "images": len(images),
+        "absent": images.num_absent,
+        "masks": sum(record.mask_path is not None for record in images.records),
+    }
+
+
+def choose_data(
+    data: str,
+    train_classes: ClassNumbers | None,
+    test_classes: ClassNumbers | None,
+    folder: Path,
+    seed: int,
+    *,
+    split: str = SPLITS[0],
+    download: bool = False,
+    progress: bool,
+) -> DataChoice:
+    """The images of a run.
+
+    Args:
+        data (str): a folder that `load_dataset` knows, or ``"embedded"``: made on the spot.
+        train_classes (ClassNumbers, optional): default, for the embedded set alone: its first
+            half.
+        test_classes (ClassNumbers, optional): likewise its second half.
+        folder (Path): where the embedded set is written.
+        seed (int): of the embedded set.
+        split (str): ``"classes"``, by the class numbers given; ``"official"`` or ``"zero-shot"``,
+            see `benchmarks.datasets.selection`.
+        download (bool): fetch CUB-200-2011 into the folder, unless there is a data set.
+        progress (bool): show a bar while a data set is made or fetched.
+
+    Raises:
+        InputError: classes not given, or given beside another split.
+        DatasetError: no known layout, a class without images, no such split, no download.
+    """
+    refuse_split_conflict(split, train_classes, test_classes)
+    everything = open_data(data, folder, seed, download=download, progress=progress)
+    if split != "classes":
+        return split_data(everything, split)
+    if data == EMBEDDED:
+        labels = sorted({record.label for record in everything.records})
+        half = len(labels) // 2
+        train_classes = train_classes or ClassNumbers(labels[:half])
+        test_classes = test_classes or ClassNumbers(labels[half:])
+    if train_classes is None or test_classes is None:
+        raise InputError(
+            f"--data {data}: say which classes to use with --train-classes and --test-classes, "
+            "for example 1-10 and 26-35"
+        )
+    return DataChoice(
+        everything.select(train_classes),
+        everything.select(test_classes),
+        train_classes,
+        test_classes,
+    )
+
+
+def refuse_split_conflict(
+    split: str, train_classes: ClassNumbers | None, test_classes: ClassNumbers | None
+) -> None:
+    """Raise `InputError` where classes are given, and another split than by classes."""
+    if split == "classes":
+        return
+    for flag, classes in (("--train-classes", train_classes), ("--test-classes", test_classes)):
+        if classes is not None:
+            raise InputError(
+                f"--split {split} takes its sides from the data set, and {flag} {classes} names "
+                "classes; leave one of them out"
+            )
+
+
+def split_data(everything: ImageSet, split: str) -> DataChoice:
+    """Both sides of the ``"official"`` or the ``"zero-shot"`` split."""
+    sides = official_split(everything) if split == "official" else zero_shot_split(everything)
+    train, test = (ClassNumbers(sorted(side.class_sizes)) for side in sides)
+    return DataChoice(*sides, train, test)
+
+
+def open_data(
+    data: str, folder: Path, seed: int, *, download: bool = False, progress: bool
+) -> ImageSet:
+    """All images of ``--data``; the embedded set is made, and CUB fetched where asked.
+
+    Raises:
+        InputError: a download of the embedded set.
+        DatasetError: no known layout, or the download failed.
+    """
+    if data == EMBEDDED:
+        if download:
+            raise InputError(
+                f"--download fetches CUB-200-2011 into --data; --data {EMBEDDED} is made on the "
+                "spot, give a folder"
+            )
+        return load_dataset(write_embedded(folder / EMBEDDED, seed=seed, progress=progress))
+    root = Path(data)
+    if download and not any(layout.is_here(root) for layout in LAYOUTS.values()):
+        inside = root.name == CUB_IMAGES.folder
+        download_cub(root.parent if inside else root, progress=progress)
+    return load_dataset(root)
+
+
+def survey(choice: DataChoice, *, progress: bool) -> DataChoice:
+    """Read every image and check every box once, so that bad files show before work starts.
+
+    Unreadable images are dropped, each with a warning.
+
+    Raises:
+        InputError: a box without a pixel in its image; or no image is left.
+    """
+    bar = tqdm(
+        total=len(choice.train) + len(choice.test), desc="reading images", disable=not progress
+    )
+    with bar:
+        train, train_bad = _readable(choice.train, bar)
+        test, test_bad = _readable(choice.test, bar)
+    # Training and test classes may overlap.
+    unreadable = tuple(dict.fromkeys(train_bad + test_bad))
+    return DataChoice(train, test, choice.train_classes, choice.test_classes, unreadable)
+
+
+def _readable(images: ImageSet, bar: Any) -> tuple[ImageSet, list[str]]:
+    kept: list[ImageRecord] = []
+    unreadable: list[str] = []
+    for record in images.records:
+        problem = _problem(record)
+        if problem is None:
+            kept.append(record)
+        else:
+            warnings.warn(f"left out: {problem}", stacklevel=2)
+            unreadable.append(problem)
+        bar.update()
+    if not kept:
+        raise InputError(f"{images.root}: none of the {len(images)} chosen images could be read")
+    return replace(images, records=tuple(kept)), unreadable
+
+
+def _problem(record: ImageRecord) -> str | None:
+    try:
+        clip_box(record.box, *load_rgb(record).size, record.key)
+    except UnreadableImageError as error:
+        return str(error)
+    return None

@@ -1,0 +1,1 @@
+"""Embedding networks by name, and their checkpoints."""

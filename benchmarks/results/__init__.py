@@ -1,0 +1,1 @@
+"""From the records of all images to tables and files."""

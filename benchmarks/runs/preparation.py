@@ -1,0 +1,186 @@
+"""What the images of a run are explained with: test embeddings, their tuples, and the bank.
+
+All of it is kept in the run's cache folder, one subfolder per protocol: a resumed run and the
+worker processes read it from there. The bank and the tuples are made from the images as the
+protocol shows them (full size, or the crop), like the queries.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from benchmarks.core.files import write_atomically
+from benchmarks.datasets.records import ImageRecord, load_rgb
+from benchmarks.methods import BankSpec
+from benchmarks.networks.checkpoints import read_safetensors
+from benchmarks.protocols.registry import EvaluationProtocol
+from captum_embed import TripletForward, WeightBank, build_weight_bank
+from captum_embed.errors import InputError
+from captum_embed.weight_bank.mining import mine_tuples, require_minable
+
+# Images of one size among these are encoded together; 16 full-size ones fit in 2 GB.
+BANK_BATCH = 16
+
+
+class ShownImages(Dataset[tuple[Tensor, int]]):
+    """(image, label) as one protocol shows the images; all of them must be readable."""
+
+    def __init__(self, records: Sequence[ImageRecord], protocol: EvaluationProtocol) -> None:
+        self.records = records
+        self.protocol = protocol
+        # Under torchvision's name, from which labels are known without reading the images.
+        self.targets = [record.label for record in records]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        record = self.records[index]
+        return self.protocol.show(load_rgb(record)), record.label
+
+
+@dataclass(frozen=True)
+class MinedQueries:
+    """Embeddings of the test images and the tuples mined among them.
+
+    Args:
+        keys (tuple of str): B image keys.
+        embeddings (Tensor): (B, D).
+        references (Tensor): (B, M, 2), indices of positives and negatives, hardest first.
+        active (Tensor): (B, M), which tuples exist and have a non-zero loss.
+    """
+
+    keys: tuple[str, ...]
+    embeddings: Tensor
+    references: Tensor
+    active: Tensor
+
+    def references_of(self, key: str) -> tuple[Tensor, ...]:
+        """Embeddings (1, M', D) of the positives and of the negatives of one image's tuples."""
+        row = self.keys.index(key)
+        chosen = self.references[row, self.active[row]]
+        return tuple(self.embeddings[indices][None] for indices in chosen.unbind(1))
+
+    def save(self, path: Path) -> None:
+        tensors = {
+            "embeddings": self.embeddings,
+            "references": self.references,
+            "active": self.active.to(torch.uint8),
+        }
+        metadata = {"keys": json.dumps(self.keys)}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> MinedQueries:
+        tensors, metadata = read_safetensors(path)
+        return cls(
+            tuple(json.loads(metadata["keys"])),
+            tensors["embeddings"],
+            tensors["references"],
+            tensors["active"].bool(),
+        )
+
+
+@torch.no_grad()
+def embed_shown(
+    network: nn.Module, images: ShownImages, device: torch.device, *, progress: bool
+) -> Tensor:
+    """Embeddings (B, D) on the CPU, one image at a time: full-size images differ in size.
+
+    Raises:
+        InputError: an embedding is NaN or infinite, or not a vector; the image is named.
+    """
+    embeddings = []
+    indices = range(len(images))
+    for index in tqdm(indices, f"embedding ({images.protocol.name})", disable=not progress):
+        embedding = network(images[index][0][None].to(device))
+        if embedding.ndim != 2 or not torch.isfinite(embedding).all():
+            raise InputError(
+                f"{images.records[index].path}: the network's embedding has shape "
+                f"{tuple(embedding.shape)} or holds NaN; expected finite numbers, (1, D)"
+            )
+        embeddings.append(embedding.cpu())
+    return torch.cat(embeddings)
+
+
+def mine_queries(
+    forward: TripletForward,
+    images: ShownImages,
+    device: torch.device,
+    *,
+    num_tuples: int,
+    mining: Literal["hardest", "random"],
+    seed: int,
+    progress: bool,
+) -> MinedQueries:
+    """Tuples of every test image, mined among the test images of the same protocol.
+
+    Raises:
+        InputError: a single test class, or a class with a single image, which has no positive.
+    """
+    labels = torch.tensor([record.label for record in images.records])
+    require_minable(forward, labels)
+    embeddings = embed_shown(forward.encoder, images, device, progress=progress)
+    tuples = mine_tuples(
+        forward, embeddings, labels, num_tuples=num_tuples, mining=mining, seed=seed
+    )
+    keys = tuple(record.key for record in images.records)
+    return MinedQueries(keys, embeddings, tuples.references, tuples.active)
+
+
+@dataclass(frozen=True)
+class ProtocolCache:
+    """Where one protocol's preparations are."""
+
+    folder: Path
+
+    @property
+    def queries(self) -> Path:
+        return self.folder / "queries.safetensors"
+
+    def bank(self, spec: BankSpec) -> Path:
+        return self.folder / spec.folder_name
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def prepare_bank(
+    path: Path,
+    forward: TripletForward,
+    layer: nn.Module,
+    images: ShownImages,
+    *,
+    same: WeightBank | None = None,
+    num_tuples: int,
+    mining: Literal["hardest", "random"],
+    seed: int,
+    progress: bool,
+) -> WeightBank:
+    """The bank of the training images: read from the cache, or put there, built or the `same`."""
+    if path.exists():
+        return WeightBank.load(path)
+    bank = same or build_weight_bank(
+        forward,
+        layer,
+        images,
+        num_tuples=num_tuples,
+        mining=mining,
+        batch_size=BANK_BATCH,
+        seed=seed,
+        keys=[record.key for record in images.records],
+        progress=progress,
+    )
+    bank.save(path)
+    return bank

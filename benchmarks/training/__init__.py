@@ -1,0 +1,1 @@
+"""Training of an embedding network with a triplet loss."""

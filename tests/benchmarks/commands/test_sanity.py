@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.__main__ import main
+from benchmarks.commands import sanity
+from benchmarks.core.command_line import INTERRUPTED
+
+NETWORK = """
+import torch
+from torch import nn
+from benchmarks.networks.build import EmbeddingNetwork
+
+def build():
+    torch.manual_seed(0)
+    features = nn.Sequential(
+        nn.Conv2d(3, 8, 9, stride=8), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2), nn.ReLU()
+    )
+    return EmbeddingNetwork(features, nn.Linear(12, 8, bias=False))
+"""
+METHODS = "ours_transfer,layer_activation,saliency"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a network and a table of images with boxes."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    lines = ["image,label,x,y,width,height"]
+    for label in (1, 2, 3, 4):
+        for index in range(3):
+            pixels = rng.integers(0, 255, (70, 80, 3)).astype(np.uint8)
+            pixels[20:50, 20 + index : 60] = 50 * label
+            Image.fromarray(pixels).save(tmp_path / "data" / f"{label}-{index}.png")
+            lines.append(f"{label}-{index}.png,{label},20,20,40,30")
+    (tmp_path / "data/boxes.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "tiny_networks.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def run(output: str = "run", **changes: str) -> int:
+    options = {
+        "data": "data",
+        "train-classes": "1-2",
+        "test-classes": "3-4",
+        "network": "tiny_networks:build",
+        "methods": METHODS,
+        "num-tuples": "4",
+        # Above any difference of squared distances: no tuple is without a loss.
+        "margin": "5",
+        "limit": "3",
+        "bank-images": "2",
+        "num-resamples": "50",
+        "device": "cpu",
+        "output": output,
+        **changes,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return main(["sanity", "--no-progress", *words])
+
+
+def results(folder: str = "run") -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(Path(folder, "sanity.json").read_text())
+    return loaded
+
+
+def test_every_method_is_compared_at_every_stage(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    found = results()
+    assert list(found["stages"]) == ["head", "last block", "all"]
+    assert list(found["summary"]) == METHODS.split(",")
+    assert found["num_images"] == 3
+    assert found["data"]["train"]["images"] == 4
+    for name, stages in found["summary"].items():
+        for stage, figures in stages.items():
+            for figure in sanity.FIGURES:
+                values = [image["methods"][name][stage][figure] for image in found["images"]]
+                mean, low, high = figures[figure]
+                assert mean == pytest.approx(np.mean(values))
+                assert low <= mean <= high
+    # A map of activations does not see the head, which is above them, and sees the others.
+    activation = found["summary"]["layer_activation"]
+    assert activation["head"]["rank_correlation"] == pytest.approx([1, 1, 1])
+    assert activation["head"]["ssim"] == pytest.approx([1, 1, 1])
+    assert activation["all"]["rank_correlation"][0] < 0.99
+    # Ours does, through the bank that was built anew.
+    assert found["summary"]["ours_transfer"]["head"]["rank_correlation"][0] < 0.999
+    assert "| Re-initialised" not in capsys.readouterr().out
+    for name in ("sanity.md", "sanity.png", "sanity.svg"):
+        assert Path("run", name).stat().st_size > 500
+
+
+def test_the_floor_is_the_map_of_another_image(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explained: dict[str, list[str]] = {}
+    original = sanity._magnitude
+
+    def watched(bench: Any, name: str, key: str, image: Any) -> Any:
+        explained.setdefault(name, []).append(key)
+        return original(bench, name, key, image)
+
+    monkeypatch.setattr(sanity, "_magnitude", watched)
+    assert run() == 0
+    found = results()
+    assert found["floor"] == sanity.FLOOR
+    assert set(found["summary"]["layer_activation"]) == {*found["stages"], sanity.FLOOR}
+    keys = explained["layer_activation"]
+    maps_per_image = len(found["stages"]) + 2
+    images, others = keys[::maps_per_image], keys[maps_per_image - 1 :: maps_per_image]
+    assert len(set(images)) == len(set(others)) == 3
+    assert all(image != other for image, other in zip(images, others, strict=True))
+    floor = found["summary"]["layer_activation"][sanity.FLOOR]["rank_correlation"]
+    assert floor[0] < 0.99
+    assert "another image" in Path("run", "sanity.md").read_text()
+
+
+def test_an_interrupted_check_goes_on_to_the_same_numbers(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("whole") == 0
+    original, calls = sanity._compare, []
+
+    def interrupted(benches: Any, image: Any, other: Any, methods: Any) -> Any:
+        calls.append(image.key)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(benches, image, other, methods)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sanity, "_compare", interrupted)
+        assert run("parts") == INTERRUPTED
+    assert run("parts") == 0
+    assert [results("parts")[key] for key in ("summary", "images")] == [
+        results("whole")[key] for key in ("summary", "images")
+    ]
+
+
+def test_another_check_in_the_same_folder_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(methods="saliency", limit="1") == 0
+    assert run(methods="saliency", limit="1", **{"bank-images": "3"}) == 1
+    assert "bank_images" in capsys.readouterr().err
+
+
+def test_the_absolute_map_is_compared_at_the_size_of_the_crop(place: Path) -> None:
+    class Plan:
+        seed = 0
+
+    class Bench:
+        plan, device = Plan(), torch.device("cpu")
+        explainers = {"m": (None, lambda query: torch.tensor([[[[-2.0, 1.0]]]]))}  # noqa: RUF012
+
+        def query(self, key: str, image: torch.Tensor) -> None:
+            return None
+
+    found = sanity._magnitude(Bench(), "m", "a.png", torch.zeros(3, 1, 4))  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, [[2, 1.75, 1.25, 1]])
