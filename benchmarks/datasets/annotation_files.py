@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from benchmarks.datasets.errors import BoxError, DatasetError
 from benchmarks.datasets.records import Box
+
+# Python itself would also read 1_0 and the digits of any script.
+WHOLE_NUMBER = r"[0-9]{1,18}"
+NUMBER = r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,3})?|[+-]?(inf|nan)"
+MAX_NAME_BYTES = 255
+
+
+def shortened(text: str) -> str:
+    """A text of a file as it stands in an error: quoted, and not pages long."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -61,8 +72,11 @@ def read_keyed_rows(path: Path, columns: tuple[str, ...]) -> dict[int, tuple[int
 
 def parse_int(text: str, name: str, path: Path, line: int) -> int:
     """Read a whole number >= 0, or raise an error that names the file and the line."""
-    if not (text.isascii() and text.isdigit()):
-        raise DatasetError(f"{path}, line {line}: {name} must be a whole number, got {text!r}")
+    if re.fullmatch(WHOLE_NUMBER, text) is None:
+        raise DatasetError(
+            f"{path}, line {line}: {name} must be a whole number of at most 18 digits, got "
+            f"{shortened(text)}"
+        )
     return int(text)
 
 
@@ -73,10 +87,10 @@ def parse_box(fields: list[str], path: Path, line: int, image: str) -> Box:
         BoxError: a number is not finite, or the box has no area.
     """
     where = f"{path}, line {line}: box of image {image}"
-    try:
-        x, y, width, height = (float(field) for field in fields)
-    except ValueError as error:
-        raise BoxError(f"{where}: expected 4 numbers x y width height, got {fields}") from error
+    if len(fields) != 4 or not all(re.fullmatch(NUMBER, field, re.ASCII) for field in fields):
+        shown = ", ".join(shortened(field) for field in fields)
+        raise BoxError(f"{where}: expected 4 numbers x y width height, got {shown}")
+    x, y, width, height = (float(field) for field in fields)
     if not all(math.isfinite(value) for value in (x, y, width, height)):
         raise BoxError(f"{where}: not finite: {fields}")
     if width <= 0 or height <= 0:
@@ -105,6 +119,11 @@ def path_below(folder: Path, name: str, source: str) -> Path:
         or "\0" in name
     ):
         raise DatasetError(f"{source}: {name!r} is not a file name below {folder}")
+    if any(len(part.encode(errors="surrogatepass")) > MAX_NAME_BYTES for part in pure.parts):
+        raise DatasetError(
+            f"{source}: {shortened(name)} has a part of more than {MAX_NAME_BYTES} bytes, which "
+            "no file name has"
+        )
     path = folder / pure
     # Comparing resolved paths costs file system calls, so only where a link can be met.
     if path.exists():

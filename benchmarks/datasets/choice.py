@@ -20,6 +20,7 @@ from benchmarks.datasets.records import (
     ImageSet,
     UnreadableImageError,
     clip_box,
+    load_mask,
     load_rgb,
 )
 from benchmarks.datasets.selection import official_split, zero_shot_split
@@ -181,9 +182,9 @@ def open_data(
 
 
 def survey(choice: DataChoice, *, progress: bool) -> DataChoice:
-    """Read every image and check every box once, so that bad files show before work starts.
+    """Read every image, mask and box once, so that bad files show before work starts.
 
-    Unreadable images are dropped, each with a warning.
+    Images that are unreadable, or whose masks are, are dropped, each with a warning.
 
     Raises:
         InputError: a box without a pixel in its image; or no image is left.
@@ -217,7 +218,10 @@ def _readable(images: ImageSet, bar: Any) -> tuple[ImageSet, list[str]]:
 
 def _problem(record: ImageRecord) -> str | None:
     try:
-        clip_box(record.box, *load_rgb(record).size, record.key)
+        size = load_rgb(record).size
+        clip_box(record.box, *size, record.key)
+        if record.mask_path is not None:
+            load_mask(record, size)
     except UnreadableImageError as error:
         return str(error)
     return None

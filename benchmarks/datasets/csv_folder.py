@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from benchmarks.datasets.annotation_files import parse_box, path_below
+from benchmarks.datasets.annotation_files import WHOLE_NUMBER, parse_box, path_below
 from benchmarks.datasets.errors import DatasetError
 from benchmarks.datasets.records import ImageRecord, ImageSet
 
@@ -48,18 +49,18 @@ def load_csv(root: Path | str) -> ImageSet:
     records: list[ImageRecord] = []
     lines: dict[str, int] = {}
     for line, row in rows:
-        name = row["image"]
+        name = PurePosixPath(row["image"]).as_posix()
         if name in lines:
             raise DatasetError(
                 f"{path}, line {line}: {name} is listed twice (first on line {lines[name]})"
             )
         lines[name] = line
         box = parse_box([row[column] for column in COLUMNS[2:]], path, line, name)
-        image_path = path_below(folder, name, f"{path}, line {line}")
+        image_path = path_below(folder, row["image"], f"{path}, line {line}")
         if image_path.is_file():
             records.append(
                 ImageRecord(
-                    key=Path(name).as_posix(),
+                    key=name,
                     path=image_path,
                     label=numbers[row["label"]],
                     class_name=row["label"],
@@ -124,7 +125,7 @@ def _check_header(path: Path, header: list[str]) -> None:
 
 
 def _number_classes(labels: list[str], path: Path) -> dict[str, int]:
-    if not all(label.isascii() and label.isdigit() for label in labels):
+    if not all(re.fullmatch(WHOLE_NUMBER, label) for label in labels):
         return {label: number for number, label in enumerate(labels, start=1)}
     spellings: dict[int, str] = {}
     for label in labels:

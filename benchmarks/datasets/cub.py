@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from benchmarks.datasets.annotation_files import parse_box, parse_int, path_below, read_keyed_rows
 from benchmarks.datasets.errors import DatasetError
@@ -73,7 +73,7 @@ def load_cub(root: Path | str) -> ImageSet:
             continue
         records.append(
             ImageRecord(
-                key=Path(name).as_posix(),
+                key=PurePosixPath(name).as_posix(),
                 path=path,
                 label=label,
                 class_name=class_names[label],
@@ -110,7 +110,8 @@ def _find_root(root: Path) -> Path:
 
 def _refuse_repeated_names(root: Path, names: dict[int, tuple[int, list[str]]]) -> None:
     first_lines: dict[str, int] = {}
-    for line, (name,) in names.values():
+    for line, (spelling,) in names.values():
+        name = PurePosixPath(spelling).as_posix()
         if name in first_lines:
             raise DatasetError(
                 f"{root / 'images.txt'}, line {line}: {name} is listed twice (first on line "

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import shutil
 import tarfile
 import tempfile
-import urllib.request
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from torch.hub import download_url_to_file
+from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
 from benchmarks.datasets.annotation_files import path_below
 from benchmarks.datasets.errors import DatasetError
-
-_CHUNK = 1 << 20
-_TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -96,43 +93,17 @@ def _fetch_folder(archive: Archive, target: Path, *, progress: bool) -> None:
 def _download(archive: Archive, path: Path, *, progress: bool) -> None:
     if not archive.url.startswith(("https://", "file://")):
         raise DatasetError(f"{archive.url}: only https and file URLs are fetched")
-    digest = hashlib.md5(usedforsecurity=False)
     try:
-        with urllib.request.urlopen(archive.url, timeout=_TIMEOUT_SECONDS) as response:
-            size = int(response.headers.get("Content-Length") or 0)
-            _require_space(path.parent, 3 * size)
-            with (
-                path.open("wb") as file,
-                tqdm(
-                    total=size or None,
-                    unit="B",
-                    unit_scale=True,
-                    desc=f"downloading {archive.folder}",
-                    disable=not progress,
-                ) as bar,
-            ):
-                while chunk := response.read(_CHUNK):
-                    digest.update(chunk)
-                    file.write(chunk)
-                    bar.update(len(chunk))
+        download_url_to_file(archive.url, str(path), progress=progress)
     except (http.client.HTTPException, OSError) as error:
         raise DatasetError(
             f"{archive.url}: can't be fetched ({error}); fetch it by other means, unpack it and "
             "give the folder"
         ) from error
-    if digest.hexdigest() != archive.md5:
+    if (md5 := calculate_md5(path)) != archive.md5:
         raise DatasetError(
-            f"{archive.url}: the checksum of what came is {digest.hexdigest()}, not {archive.md5}: "
-            "broken off, or another file; try again"
-        )
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DatasetError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed to download and unpack, and "
-            f"{free / 1e9:.1f} GB are free"
+            f"{archive.url}: the checksum of what came is {md5}, not {archive.md5}: broken off, or "
+            "another file; try again"
         )
 
 

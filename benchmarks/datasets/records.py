@@ -8,12 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from benchmarks.datasets.errors import BoxError, DatasetError, UnreadableImageError
 
 Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1) in pixels, x1 and y1 exclusive: x1 = x0 + width."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What is decoded, whatever a file's name says. For others Pillow may start another program."""
+
+MAX_PIXELS = 89_478_485
+"""Pillow's own bound for what may be a decompression bomb."""
+
+UPRIGHT = 1
 
 
 @dataclass(frozen=True)
@@ -118,10 +126,12 @@ class ImageSet:
 
 
 def load_rgb(record: ImageRecord) -> Image.Image:
-    """Decode an image. EXIF orientation is ignored: boxes are in the pixels as stored.
+    """Decode an image of 8 bits a channel, at most `MAX_PIXELS` large, in one of `FORMATS`.
+
+    EXIF orientation is ignored: boxes are in the pixels as stored.
 
     Raises:
-        UnreadableImageError: the file is missing, truncated or not an image; names it.
+        UnreadableImageError: the file is missing, truncated, not such an image, or too large.
     """
     return _decode(record.path, "RGB")
 
@@ -137,11 +147,18 @@ def load_mask(record: ImageRecord, size: tuple[int, int] | None = None) -> np.nd
         Boolean array (H, W), True on the object.
 
     Raises:
-        DatasetError: there is no mask, it has another size, or no pixel of it is the object.
-        UnreadableImageError: the file can't be decoded.
+        DatasetError: there is no mask.
+        UnreadableImageError: the mask can't be decoded, has another size, or no pixel of it is
+            the object; or the image is to be shown turned (EXIF), and whether its mask is stored
+            turned cannot be told.
     """
     if record.mask_path is None:
         raise DatasetError(f"image {record.key} has no mask")
+    if size is not None and (orientation := _orientation(record.path)) != UPRIGHT:
+        raise UnreadableImageError(
+            f"{record.path}: stored turned (EXIF orientation {orientation}), and its mask "
+            f"{record.mask_path} may be upright; turn the image's pixels, and drop the tag"
+        )
     if record.mask_foreground is None:
         mask = np.asarray(_decode(record.mask_path, "L")) >= 128
         wanted = ">= 128"
@@ -149,14 +166,18 @@ def load_mask(record: ImageRecord, size: tuple[int, int] | None = None) -> np.nd
         mask = np.isin(np.asarray(_decode(record.mask_path, None)), record.mask_foreground)
         wanted = f"in {record.mask_foreground}"
     if mask.ndim != 2:
-        raise DatasetError(f"{record.mask_path}: a mask has one channel, this has {mask.shape}")
+        raise UnreadableImageError(
+            f"{record.mask_path}: a mask has one channel, this has {mask.shape}"
+        )
     if size is not None and mask.shape != (size[1], size[0]):
-        raise DatasetError(
+        raise UnreadableImageError(
             f"{record.mask_path}: the mask is {mask.shape[1]}x{mask.shape[0]}, "
             f"its image {record.path} is {size[0]}x{size[1]}"
         )
     if not mask.any():
-        raise DatasetError(f"{record.mask_path}: no object in this mask (no pixel is {wanted})")
+        raise UnreadableImageError(
+            f"{record.mask_path}: no object in this mask (no pixel is {wanted})"
+        )
     return mask
 
 
@@ -186,9 +207,36 @@ def clip_box(box: Box, width: int, height: int, name: str = "an image") -> Box:
 
 def _decode(path: Path, mode: str | None) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            _require_eight_bits(path, image)
             image.load()
             return image.copy() if mode is None or image.mode == mode else image.convert(mode)
     # Pillow raises SyntaxError, ValueError and others on broken files, besides OSError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"{path}: can't be read as an image ({error})") from error
+        if isinstance(error, UnreadableImageError):
+            raise
+        raise UnreadableImageError(
+            f"{path}: can't be read as an image of a known format, {', '.join(FORMATS)} ({error})"
+        ) from error
+
+
+def _require_eight_bits(path: Path, image: Image.Image) -> None:
+    """Refuse, before it is decoded, what would become wrong or too large."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(
+            f"{path}: {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded"
+        )
+    if image.mode.startswith(("I", "F")):
+        raise UnreadableImageError(
+            f"{path}: its pixels are numbers of more than 8 bits (mode {image.mode}), which Pillow "
+            "would cut off to white or black; save it with 8 bits a channel"
+        )
+
+
+def _orientation(path: Path) -> int:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return int(image.getexif().get(ExifTags.Base.Orientation, UPRIGHT))
+    except (OSError, SyntaxError, ValueError, TypeError) as error:
+        raise UnreadableImageError(f"{path}: its EXIF data can't be read ({error})") from error

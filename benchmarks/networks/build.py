@@ -253,8 +253,11 @@ def _imported_factory(name: str) -> Callable[[str | Path | None], nn.Module]:
         sys.path.append(here)
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"--network {name}: cannot import {attribute!r} ({error})") from error
+    # Importing runs the user's module, which may raise anything.
+    except Exception as error:
+        raise InputError(
+            f"--network {name}: cannot import {attribute!r} ({type(error).__name__}: {error})"
+        ) from error
     if not callable(factory):
         raise InputError(f"--network {name}: {attribute!r} is not callable")
     return lambda checkpoint: factory() if checkpoint is None else factory(str(checkpoint))

@@ -14,7 +14,8 @@ from benchmarks.__main__ import main
 from benchmarks.core.settings import ClassNumbers
 from benchmarks.datasets import DatasetError
 from benchmarks.datasets import choice as data_choice
-from benchmarks.datasets.choice import DATA_HELP, DataChoice, choose_data
+from benchmarks.datasets.choice import DATA_HELP, DataChoice, choose_data, survey
+from benchmarks.datasets.csv_folder import load_csv
 from benchmarks.datasets.download import Archive, download_cub
 from benchmarks.datasets.load import LAYOUTS
 from benchmarks.methods.method import Method, Subject
@@ -177,3 +178,18 @@ def test_the_budget_and_seed_of_a_plan_reach_a_method(
     )
     Bench(plan, PROTOCOLS["boxes"], TripletForward(network), network.features)
     assert (seen[0].budget, seen[0].seed) == (33, 7)
+
+
+def test_an_image_whose_mask_is_bad_is_left_out_before_work_starts(tmp_path: Path) -> None:
+    lines = ["image,label,x,y,width,height,mask"]
+    for name, mask_size in (("a.png", (6, 5)), ("b.png", (5, 6))):
+        Image.new("RGB", (6, 5)).save(tmp_path / name)
+        Image.new("L", mask_size, 255).save(tmp_path / f"mask-{name}")
+        lines.append(f"{name},{name[0]},0,0,2,2,mask-{name}")
+    (tmp_path / "boxes.csv").write_text("\n".join(lines))
+    classes = ClassNumbers.parse("1-2")
+    everything = load_csv(tmp_path)
+    with pytest.warns(UserWarning, match="left out: .*mask-b.png: the mask is 5x6"):
+        kept = survey(DataChoice(everything, everything, classes, classes), progress=False)
+    assert [record.key for record in kept.test.records] == ["a.png"]
+    assert len(kept.unreadable) == 1

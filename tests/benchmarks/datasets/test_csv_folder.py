@@ -158,3 +158,24 @@ def test_empty_table_is_refused(root: Path) -> None:
     write(root, HEADER)
     with pytest.raises(DatasetError, match="none of the 0 listed images"):
         load_csv(root)
+
+
+@pytest.mark.parametrize("spelling", ["a//1.png", "./a/1.png", "a/./1.png"])
+def test_an_image_under_two_spellings_is_listed_twice(root: Path, spelling: str) -> None:
+    write(root, HEADER, "a/1.png,cat,0,0,2,2", f"{spelling},cat,0,0,2,2")
+    with pytest.raises(DatasetError, match=r"line 3: a/1\.png is listed twice \(first on line 2\)"):
+        load_csv(root)
+
+
+@pytest.mark.parametrize("number", ["1_0", "\u0661\u0662", "9" * 5000, "0x10", "1e9999"])
+def test_only_plain_numbers_make_a_box(root: Path, number: str) -> None:
+    write(root, HEADER, f"a/1.png,cat,0,0,{number},2")
+    with pytest.raises(BoxError, match="line 2: box of image") as caught:
+        load_csv(root)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_name_longer_than_any_file_s_is_refused(root: Path) -> None:
+    write(root, HEADER, f"{'n' * 300}.png,cat,0,0,2,2")
+    with pytest.raises(DatasetError, match="line 2: .* has a part of more than 255 bytes"):
+        load_csv(root)

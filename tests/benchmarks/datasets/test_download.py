@@ -1,6 +1,5 @@
 import hashlib
 import io
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -136,11 +135,3 @@ def test_truncated_archive_leaves_nothing(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     broken = Archive(path.as_uri(), hashlib.md5(path.read_bytes()).hexdigest(), "CUB_200_2011")
     refuse(tmp_path / "data", broken, "can't be unpacked")
-
-
-def test_full_disk_is_noticed_before_the_download(
-    tmp_path: Path, images: Archive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    refuse(tmp_path / "data", images, "GB are needed to download and unpack")

@@ -1,11 +1,12 @@
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile
 
 from benchmarks.datasets import (
     BoxError,
@@ -85,10 +86,12 @@ def test_grey_and_alpha_masks_count_from_128(tmp_path: Path) -> None:
 
 def test_bad_masks_are_named(tmp_path: Path) -> None:
     path = tmp_path / "m.png"
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (3, 4)).save(photo)
     Image.new("L", (4, 3), 255).save(path)
     with pytest.raises(DatasetError, match=r"m\.png: the mask is 4x3, its image .* is 3x4"):
-        load_mask(record(tmp_path, path), (3, 4))
-    assert load_mask(record(tmp_path, path), (4, 3)).all()
+        load_mask(record(photo, path), (3, 4))
+    assert load_mask(record(photo, path), (4, 3)).all()
     Image.new("L", (4, 3), 127).save(path)
     with pytest.raises(DatasetError, match=r"m\.png: no object in this mask"):
         load_mask(record(tmp_path, path))
@@ -126,3 +129,54 @@ def test_clip_box_keeps_exactly_the_pixels_inside(
 def test_clip_box_refuses_nan() -> None:
     with pytest.raises(BoxError):
         clip_box((math.nan, 0.0, 5.0, 5.0), 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("deep.png", np.full((4, 5), 4095, np.uint16)),
+        ("deep.tif", np.full((4, 5), 4095, np.uint16)),
+        ("long.tif", np.full((4, 5), 70_000, np.int32)),
+        ("real.tif", np.full((4, 5), 0.5, np.float32)),
+    ],
+)
+def test_pixels_of_more_than_8_bits_are_refused(
+    tmp_path: Path, name: str, pixels: np.ndarray
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / name)
+    with pytest.raises(UnreadableImageError, match=f"{name}: its pixels are numbers of more than"):
+        load_rgb(record(tmp_path / name))
+
+
+def test_an_eps_named_jpg_starts_no_other_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n")
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(UnreadableImageError, match=r"a\.jpg: can't be read"):
+        load_rgb(record(path))
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    Image.new("1", (13_000, 13_000)).save(path)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(UnreadableImageError, match="13000 x 13000 pixels; at most 89,478,485"),
+    ):
+        load_rgb(record(path))
+
+
+def test_a_turned_image_with_a_mask_is_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("L", (4, 4), 255).save(tmp_path / "m.png")
+    turned = record(tmp_path / "a.jpg", tmp_path / "m.png")
+    assert load_rgb(turned).size == (4, 4)
+    with pytest.raises(UnreadableImageError, match=r"EXIF orientation 6.*m\.png may be upright"):
+        load_mask(turned, (4, 4))
