@@ -21,7 +21,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485
 """Pillow's own bound for what may be a decompression bomb."""
 
-UPRIGHT = 1
+TURNED = range(2, 9)
+"""EXIF orientations other than upright; files hold values without a meaning, too."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def load_mask(record: ImageRecord, size: tuple[int, int] | None = None) -> np.nd
     """
     if record.mask_path is None:
         raise DatasetError(f"image {record.key} has no mask")
-    if size is not None and (orientation := _orientation(record.path)) != UPRIGHT:
+    if size is not None and (orientation := _orientation(record.path)) in TURNED:
         raise UnreadableImageError(
             f"{record.path}: stored turned (EXIF orientation {orientation}), and its mask "
             f"{record.mask_path} may be upright; turn the image's pixels, and drop the tag"
@@ -237,6 +238,6 @@ def _require_eight_bits(path: Path, image: Image.Image) -> None:
 def _orientation(path: Path) -> int:
     try:
         with Image.open(path, formats=FORMATS) as image:
-            return int(image.getexif().get(ExifTags.Base.Orientation, UPRIGHT))
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (OSError, SyntaxError, ValueError, TypeError) as error:
         raise UnreadableImageError(f"{path}: its EXIF data can't be read ({error})") from error

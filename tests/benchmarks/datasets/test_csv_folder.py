@@ -177,5 +177,5 @@ def test_only_plain_numbers_make_a_box(root: Path, number: str) -> None:
 
 def test_a_name_longer_than_any_file_s_is_refused(root: Path) -> None:
     write(root, HEADER, f"{'n' * 300}.png,cat,0,0,2,2")
-    with pytest.raises(DatasetError, match="line 2: .* has a part of more than 255 bytes"):
+    with pytest.raises(DatasetError, match=r"line 2: .* has a part of more than 255 bytes"):
         load_csv(root)
