@@ -8,6 +8,7 @@ several of them coincide; each class says with which others.
 from captum_embed.rivals.activation_decomposition import ActivationDecomposition, SimilarityTerms
 from captum_embed.rivals.eigen_cam import EigenCAM
 from captum_embed.rivals.embedding_cam import EmbeddingCAM, class_proxies
+from captum_embed.rivals.lafam import LaFAM
 from captum_embed.rivals.layer_cam import EmbeddingLayerCAM
 from captum_embed.rivals.similarity_grad_cam import SimilarityGradCam
 
@@ -16,6 +17,7 @@ __all__ = [
     "EigenCAM",
     "EmbeddingCAM",
     "EmbeddingLayerCAM",
+    "LaFAM",
     "SimilarityGradCam",
     "SimilarityTerms",
     "class_proxies",
