@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from captum_embed.errors import InputError
 from captum_embed.rivals.linear_embedding import PooledNetwork, Pooling, PositionedEmbedding
 from captum_embed.rivals.references import (
+    Similarity,
     are_images,
     checked_embeddings,
     encoder_of,
     image_batches,
+    require_similarity,
 )
-
-Similarity = Literal["cosine", "dot"]
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ class ActivationDecomposition(LayerAttribution):
         similarity: Similarity = "cosine",
     ) -> None:
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
-        if similarity not in ("cosine", "dot"):
-            raise InputError(f"similarity is {similarity!r}; expected 'cosine' or 'dot'")
+        require_similarity(similarity)
         self.similarity = similarity
         self.network = PooledNetwork(encoder_of(forward_func), layer, head, pooling, device_ids)
 

@@ -1,4 +1,4 @@
-"""Maps that are made from a layer's activations alone."""
+"""A layer's activations: checks of them, and maps that are made of them alone."""
 
 from __future__ import annotations
 
@@ -111,3 +111,25 @@ def require_positions(activations: Tensor) -> None:
             f"the layer gives shape {tuple(activations.shape)}, which has no positions; choose "
             "one whose output is (N, C, H, W)"
         )
+
+
+def only_activation(executions: Sequence[tuple[Tensor, ...]], images: Tensor) -> Tensor:
+    """The layer's only tensor (N, C, H, W) of one pass over N images.
+
+    Raises:
+        LayerError: The layer ran several times, or its output has another shape.
+    """
+    if len(executions) != 1 or len(executions[0]) != 1:
+        raise LayerError(
+            f"the layer ran {len(executions)} times on one batch of images, with "
+            f"{[len(tensors) for tensors in executions]} tensors; expected one tensor, once: "
+            "choose a layer that runs once, and pass references as embeddings"
+        )
+    activations = executions[0][0]
+    if activations.dim() != 4 or activations.shape[0] != images.shape[0]:
+        raise LayerError(
+            f"the layer put out shape {tuple(activations.shape)} for {images.shape[0]} images; "
+            "expected (N, C, H, W): choose a layer with positions, and pass references as "
+            "embeddings"
+        )
+    return activations

@@ -255,7 +255,10 @@ class TestMaxTies:
 def published_point_map(pairs, point, size):
     """`Point_Specific` of Zhu et al.'s Image_Retrieval/demo.py: rectify, pad, interpolate."""
     padded = np.pad(np.maximum(pairs, 0), ((1, 1), (1, 1), (0, 0), (0, 0)), mode="edge")
-    y, x = ((at + 0.5) / side * n + 0.5 for at, side, n in zip(point, size, pairs.shape))
+    y, x = (
+        (at + 0.5) / side * n + 0.5
+        for at, side, n in zip(point, size, pairs.shape[:2], strict=True)
+    )
     total = 0
     for i, j in itertools.product((int(y), int(y) + 1), (int(x), int(x) + 1)):
         total = total + padded[i, j] * (1 - abs(y - i)) * (1 - abs(x - j))
