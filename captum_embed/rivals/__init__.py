@@ -16,6 +16,7 @@ from captum_embed.rivals.layer_cam import EmbeddingLayerCAM
 from captum_embed.rivals.relax import RELAX
 from captum_embed.rivals.sbsm import SBSM
 from captum_embed.rivals.score_cam import ScoreCAM
+from captum_embed.rivals.second_order import SecondOrderAttribution
 from captum_embed.rivals.similarity_grad_cam import SimilarityGradCam
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LaFAM",
     "LabelFree",
     "ScoreCAM",
+    "SecondOrderAttribution",
     "SimilarityGradCam",
     "SimilarityTerms",
     "class_proxies",

@@ -128,4 +128,4 @@ class SBSM(Attribution):
             perturbations_per_eval=perturbations_per_eval,
         )
         # The window spans all channels, which therefore have the same map.
-        return losses[:, :1].detach()
+        return losses[:, :1].detach().to(images)
