@@ -12,37 +12,29 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError
-from captum_embed.rivals.references import (
-    Similarity,
-    embed,
-    encoder_of,
-    image_batches,
-    require_similarity,
-)
+from captum_embed.rivals.references import embed, image_batches
 
 
 class COCOA(Attribution):
     r"""Contrastive corpus attribution: what makes an image more like these than like those.
 
-    The method of your choice explains the mean similarity to the embeddings :math:`c` of a
-    corpus, minus the mean similarity to the embeddings :math:`v` of a foil:
+    The method of your choice explains the mean cosine similarity :math:`s` to the embeddings
+    :math:`c` of a corpus, minus that to the embeddings :math:`v` of a foil:
 
     .. math::
         \frac{1}{|C|} \sum_{c \in C} s\big(f(x), c\big) -
         \frac{1}{|V|} \sum_{v \in V} s\big(f(x), v\big)
 
     Args:
-        forward_func: The encoder, images (N, ...) to embeddings (N, D), or a forward function
-            that has one as ``encoder``.
+        encoder: Maps images (N, ...) to embeddings (N, D).
         method: Makes an attribution of a forward function: a class of Captum, or of this
             package, or a function that builds one (as needed for layers).
         corpus: What is compared with: embeddings (R, D), or images (R, ...), which are embedded
             here, once.
         foils: What is contrasted with, in the same way. None: nothing.
-        similarity: ``"cosine"``, the paper's, or ``"dot"``.
 
     Raises:
-        InputError: Unknown similarity, or corpus and foils do not fit.
+        InputError: Corpus and foils do not fit.
 
     Source: Lin, Chen, Kim, Lee, Contrastive Corpus Attribution for Explaining Representations,
         ICLR 2023 (arXiv 2210.00107), section 3.
@@ -62,26 +54,20 @@ class COCOA(Attribution):
 
     def __init__(
         self,
-        forward_func: Callable[..., Any],
+        encoder: nn.Module,
         method: Callable[[nn.Module], Attribution],
         corpus: Tensor,
         foils: Tensor | None = None,
-        *,
-        similarity: Similarity = "cosine",
     ) -> None:
-        super().__init__(forward_func)
-        self.method = method
-        self.score = _CorpusSimilarity(encoder_of(forward_func), corpus, foils, similarity)
+        super().__init__(_CorpusSimilarity(encoder, corpus, foils))
+        self.method = method(self.forward_func)
 
     @log_usage()
-    def attribute(
-        self, inputs: Tensor, additional_forward_args: Any = None, **method_arguments: Any
-    ) -> Any:
+    def attribute(self, inputs: Tensor, **method_arguments: Any) -> Any:
         """Attributions of the contrastive corpus similarity of each image.
 
         Args:
             inputs: Images (N, ...).
-            additional_forward_args: Further arguments of the encoder.
             method_arguments: Keyword arguments of the method's own ``attribute``.
 
         Returns:
@@ -104,24 +90,15 @@ class COCOA(Attribution):
             torch.Size([2, 1, 6, 6])
         """
         (images,) = image_batches((inputs,), None)
-        return self.method(self.score).attribute(
-            images, additional_forward_args=additional_forward_args, **method_arguments
-        )
+        return self.method.attribute(images, **method_arguments)
 
 
 class _CorpusSimilarity(nn.Module):
-    def __init__(
-        self,
-        encoder: Callable[..., Any],
-        corpus: Tensor,
-        foils: Tensor | None,
-        similarity: Similarity,
-    ) -> None:
+    """Mean cosine to the corpus less that to the foils: linear in the mean of unit embeddings."""
+
+    def __init__(self, encoder: nn.Module, corpus: Tensor, foils: Tensor | None) -> None:
         super().__init__()
-        require_similarity(similarity)
         self.encoder = encoder
-        self.similarity = similarity
-        # Both similarities are linear in the reference, so that its mean stands for the set.
         self.direction = self._mean("the corpus", corpus)
         if foils is not None:
             foil = self._mean("the foil", foils)
@@ -138,14 +115,11 @@ class _CorpusSimilarity(nn.Module):
             given = tuple(references.shape) if is_tensor else type(references).__name__
             raise InputError(f"{what} is {given}; expected embeddings (R, D) or images (R, ...)")
         with torch.no_grad():
-            given = references if references.dim() == 2 else embed(self.encoder, references)
-            return self._units(given.detach()).mean(0)
+            embedded = references if references.dim() == 2 else embed(self.encoder, references)
+            return F.normalize(embedded.detach(), dim=1).mean(0)
 
-    def _units(self, embeddings: Tensor) -> Tensor:
-        return F.normalize(embeddings, dim=1) if self.similarity == "cosine" else embeddings
-
-    def forward(self, images: Tensor, *arguments: Any) -> Tensor:
-        embeddings = self._units(embed(self.encoder, images, arguments))
+    def forward(self, images: Tensor) -> Tensor:
+        embeddings = F.normalize(embed(self.encoder, images), dim=1)
         if embeddings.shape[1:] != self.direction.shape:
             raise InputError(
                 f"the corpus's embeddings have width {len(self.direction)}, the images' "

@@ -23,10 +23,9 @@ def normal(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def by_loops(encoder, images, corpus, foils, similarity):
+def by_loops(encoder, images, corpus, foils):
     def one(x, y):
-        product = sum(x[d] * y[d] for d in range(len(x)))
-        return product if similarity == "dot" else product / (x.norm() * y.norm())
+        return sum(x[d] * y[d] for d in range(len(x))) / (x.norm() * y.norm())
 
     def mean(x, others):
         return sum(one(x, other) for other in others) / len(others)
@@ -35,13 +34,12 @@ def by_loops(encoder, images, corpus, foils, similarity):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("with_foils", [True, False])
-def test_attributions_are_those_of_the_formula(encoder, similarity, with_foils):
+def test_attributions_are_those_of_the_formula(encoder, with_foils):
     images, corpus = normal(2, 3, 6, 7).requires_grad_(), normal(4, 3, seed=2)
     foils = normal(5, 3, seed=3) if with_foils else None
-    by_loops(encoder, images, corpus, foils, similarity).sum().backward()
-    cocoa = COCOA(encoder, Saliency, corpus, foils, similarity=similarity)
+    by_loops(encoder, images, corpus, foils).sum().backward()
+    cocoa = COCOA(encoder, Saliency, corpus, foils)
     actual = cocoa.attribute(images.detach(), abs=False)
     torch.testing.assert_close(actual, images.grad)
 
@@ -50,7 +48,7 @@ def test_integrated_gradients_sum_to_the_contrast_with_the_baseline(encoder):
     images, corpus, foils = normal(2, 3, 6, 7), normal(4, 3, seed=2), normal(5, 3, seed=3)
     actual = COCOA(encoder, IntegratedGradients, corpus, foils).attribute(images, n_steps=100)
     ends = torch.cat([images, torch.zeros_like(images)])
-    at_image, at_zero = by_loops(encoder, ends, corpus, foils, "cosine").detach().chunk(2)
+    at_image, at_zero = by_loops(encoder, ends, corpus, foils).detach().chunk(2)
     torch.testing.assert_close(actual.sum((1, 2, 3)), at_image - at_zero, atol=1e-6, rtol=1e-6)
 
 
@@ -85,8 +83,6 @@ def test_refuses_sets_that_do_not_fit(encoder, corpus, foils, message):
         COCOA(encoder, Saliency, corpus, foils)
 
 
-def test_refuses_a_corpus_of_another_encoder_and_unknown_similarities(encoder):
+def test_refuses_a_corpus_of_another_encoder(encoder):
     with pytest.raises(InputError, match="width 5, the images' 3"):
         COCOA(encoder, Saliency, normal(4, 5)).attribute(normal(2, 3, 6, 7))
-    with pytest.raises(InputError, match="'cosine' or 'dot'"):
-        COCOA(encoder, Saliency, normal(4, 3), similarity="euclidean")
