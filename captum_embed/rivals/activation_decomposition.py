@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from captum_embed.errors import InputError
 from captum_embed.rivals.linear_embedding import PooledNetwork, Pooling, PositionedEmbedding
 from captum_embed.rivals.references import (
+    Similarity,
     are_images,
     checked_embeddings,
     encoder_of,
     image_batches,
+    require_similarity,
 )
-
-Similarity = Literal["cosine", "dot"]
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ class ActivationDecomposition(LayerAttribution):
         similarity: Similarity = "cosine",
     ) -> None:
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
-        if similarity not in ("cosine", "dot"):
-            raise InputError(f"similarity is {similarity!r}; expected 'cosine' or 'dot'")
+        require_similarity(similarity)
         self.similarity = similarity
         self.network = PooledNetwork(encoder_of(forward_func), layer, head, pooling, device_ids)
 
@@ -187,7 +186,8 @@ class ActivationDecomposition(LayerAttribution):
             position: (row, column) in the inputs, in pixels, fractions allowed. Between the
                 centres of the layer's positions it is interpolated bilinearly.
             additional_forward_args: Further arguments of the encoder.
-            relu_attributions: Set negative values of the map to zero, as the published code does.
+            relu_attributions: Set negative contributions of pairs to zero before interpolating
+                between positions, as the published code (``Point_Specific``) does.
 
         Returns:
             Map over the reference (N, 1, H', W'), detached. At the centre of a position of the
@@ -223,14 +223,15 @@ class ActivationDecomposition(LayerAttribution):
         second = _with_positions(other, "a point-to-point map")
         with torch.no_grad():
             row, column = ((2 * at + 1) / side - 1 for at, side in zip(position, size, strict=True))
+            pairs = self._pairs(first, second)
+            # Before the interpolation, as the published code does.
+            rows = (F.relu(pairs) if relu_attributions else pairs).flatten(3).movedim(3, 1)
             # grid_sample counts columns first, from -1 to 1 between the outer edges.
-            at = first.shares.new_tensor([[[[column, row]]]]).expand(len(first.shares), 1, 1, 2)
+            at = rows.new_tensor([[[[column, row]]]]).expand(len(rows), 1, 1, 2)
             there = F.grid_sample(
-                first.shares, at, mode="bilinear", padding_mode="border", align_corners=False
+                rows, at, mode="bilinear", padding_mode="border", align_corners=False
             )
-            direction = there.flatten(1) @ first.weight.T * self._scale(first, second)
-            map_ = second.along(direction)
-        return F.relu(map_) if relu_attributions else map_
+            return there.reshape(len(rows), 1, *pairs.shape[3:])
 
     def decompose(
         self,

@@ -1,13 +1,97 @@
-"""Checks of what a layer put out."""
+"""A layer's activations: checks of them, and maps that are made of them alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from captum._utils.common import _format_additional_forward_args
+from captum.attr import LayerAttribution
+from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_embed.errors import LayerError
+from captum_embed.layer_executions import checked_inputs, run_layer
+from captum_embed.layer_results import Maps, packed, split_batches
+
+
+class ActivationMap(LayerAttribution):
+    """A map of what a layer puts out: it needs neither gradients nor references.
+
+    Subclasses say in :meth:`map_of` how activations become a map.
+
+    Where the layer runs k times, or once on k times the batch, the result is a tuple of k maps
+    in the order of execution.
+
+    Args:
+        forward_func: Any callable that runs the layer, as the encoder itself.
+        layer: Layer to explain: its output is (N, C, H, W).
+        device_ids: Device order, needed only if ``forward_func`` wraps a ``DataParallel`` model.
+    """
+
+    def map_of(self, activations: Tensor) -> Tensor:
+        """Map (N, 1, ...) of activations (N, C, ...) with at least one position."""
+        raise NotImplementedError
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+    ) -> Maps:
+        """Maps of the inputs.
+
+        Args:
+            inputs: Input(s) of ``forward_func``, dimension 0 counting examples.
+            additional_forward_args: Further arguments of ``forward_func``.
+            attribute_to_layer_input: Explain what goes into the layer instead of its output.
+            relu_attributions: Set negative values of the map to zero.
+
+        Returns:
+            Map (N, 1, H, W), detached. A tuple where the layer runs several times or on k times
+            the batch (see the class), or returns a tuple.
+
+        Raises:
+            InputError: The inputs are not tensors, or empty.
+            LayerError: The layer never ran, has no positions, or its activations are not finite.
+
+        Example::
+
+            >>> import torch
+            >>> from torch import nn
+            >>> from captum_embed import TripletForward
+            >>> from captum_embed.rivals import EigenCAM
+            >>> encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> eigen_cam = EigenCAM(TripletForward(encoder), encoder[0])
+            >>> maps = eigen_cam.attribute(tuple(torch.rand(3, 2, 3, 8, 8)))
+            >>> [tuple(one.shape) for one in maps]
+            [(2, 1, 6, 6), (2, 1, 6, 6), (2, 1, 6, 6)]
+        """
+        images = checked_inputs(inputs)
+        with torch.no_grad():
+            _, executions = run_layer(
+                self.forward_func,
+                self.layer,
+                images,
+                None,
+                _format_additional_forward_args(additional_forward_args),
+                device_ids=self.device_ids,
+                attribute_to_layer_input=attribute_to_layer_input,
+            )
+            activations = [list(execution.tensors) for execution in executions]
+            require_finite("activations", self.layer, activations)
+            each = split_batches(activations, images[0].shape[0])
+
+            def map_of(activation: Tensor, _: Tensor) -> Tensor:
+                require_positions(activation)
+                map_ = self.map_of(activation)
+                return F.relu(map_) if relu_attributions else map_
+
+            return packed(each, each, map_of)
 
 
 def require_finite(what: str, layer: nn.Module, tensors: Sequence[Sequence[Tensor]]) -> None:
@@ -18,3 +102,34 @@ def require_finite(what: str, layer: nn.Module, tensors: Sequence[Sequence[Tenso
         f"the {what} of the layer ({type(layer).__name__}) hold NaN or infinite values; look for "
         "them in the inputs, the network's parameters, and the forward function"
     )
+
+
+def require_positions(activations: Tensor) -> None:
+    """Raises LayerError where activations have no dimension besides examples and channels."""
+    if activations.dim() < 3:
+        raise LayerError(
+            f"the layer gives shape {tuple(activations.shape)}, which has no positions; choose "
+            "one whose output is (N, C, H, W)"
+        )
+
+
+def only_activation(executions: Sequence[tuple[Tensor, ...]], images: Tensor) -> Tensor:
+    """The layer's only tensor (N, C, H, W) of one pass over N images.
+
+    Raises:
+        LayerError: The layer ran several times, or its output has another shape.
+    """
+    if len(executions) != 1 or len(executions[0]) != 1:
+        raise LayerError(
+            f"the layer ran {len(executions)} times on one batch of images, with "
+            f"{[len(tensors) for tensors in executions]} tensors; expected one tensor, once: "
+            "choose a layer that runs once, and pass references as embeddings"
+        )
+    activations = executions[0][0]
+    if activations.dim() != 4 or activations.shape[0] != images.shape[0]:
+        raise LayerError(
+            f"the layer put out shape {tuple(activations.shape)} for {images.shape[0]} images; "
+            "expected (N, C, H, W): choose a layer with positions, and pass references as "
+            "embeddings"
+        )
+    return activations

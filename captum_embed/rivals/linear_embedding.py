@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import run_layer
-from captum_embed.rivals.activations import require_finite
+from captum_embed.rivals.activations import only_activation, require_finite
 
 Pooling = Literal["average", "max"]
 
@@ -134,7 +134,7 @@ class PooledNetwork:
                 device_ids=self.device_ids,
             )
             require_finite("activations", self.layer, [each.tensors for each in executions])
-            activations = _only_activation([each.tensors for each in executions], images)
+            activations = only_activation([each.tensors for each in executions], images)
             weight, bias = affine_form(self.head, activations)
             positioned = PositionedEmbedding(
                 activations, _SHARES[self.pooling](activations), weight, bias
@@ -183,23 +183,6 @@ def _difference(output: Tensor, expected: Tensor) -> float:
         return float(((given - reference).norm(dim=1) / lengths).max())
 
     return min(relative(output, expected), relative(output, F.normalize(expected, dim=1)))
-
-
-def _only_activation(executions: list[tuple[Tensor, ...]], images: Tensor) -> Tensor:
-    """The layer's only tensor (N, C, H, W) of one pass over N images."""
-    if len(executions) != 1 or len(executions[0]) != 1:
-        raise LayerError(
-            f"the layer ran {len(executions)} times on one batch of images, with "
-            f"{[len(tensors) for tensors in executions]} tensors; expected one tensor, once: "
-            "choose the last layer before global pooling"
-        )
-    activations = executions[0][0]
-    if activations.dim() != 4 or activations.shape[0] != images.shape[0]:
-        raise LayerError(
-            f"the layer put out shape {tuple(activations.shape)} for {images.shape[0]} images; "
-            "expected (N, C, H, W): choose the last layer before global pooling"
-        )
-    return activations
 
 
 def affine_form(head: nn.Module | None, activations: Tensor) -> tuple[Tensor, Tensor]:

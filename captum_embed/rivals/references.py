@@ -1,13 +1,23 @@
-"""What the rivals compare an image with: another image, or embeddings."""
+"""Embeddings of images, and of what the rivals compare them with: other images, or embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor
+from captum._utils.common import _run_forward
+from torch import Tensor, nn
 
 from captum_embed.errors import InputError
+from captum_embed.layer_executions import run_layer
+
+Similarity = Literal["cosine", "dot"]
+
+
+def require_similarity(similarity: str) -> None:
+    """Raises InputError unless the similarity is one that the rivals know."""
+    if similarity not in ("cosine", "dot"):
+        raise InputError(f"similarity is {similarity!r}; expected 'cosine' or 'dot'")
 
 
 def encoder_of(forward_func: Callable[..., Any]) -> Callable[..., Any]:
@@ -15,6 +25,69 @@ def encoder_of(forward_func: Callable[..., Any]) -> Callable[..., Any]:
     wrapped = getattr(forward_func, "module", forward_func)
     encoder = getattr(forward_func, "encoder", getattr(wrapped, "encoder", None))
     return forward_func if encoder is None else encoder
+
+
+def embed(encoder: Callable[..., Any], images: Tensor, arguments: Any = None) -> Tensor:
+    """Embeddings of images.
+
+    Args:
+        encoder: Maps images (N, ...) to embeddings (N, D).
+        images: The images.
+        arguments: Further arguments of the encoder.
+
+    Returns:
+        Shape (N, D).
+
+    Raises:
+        InputError: The encoder returned something else.
+    """
+    return _checked("the encoder", _run_forward(encoder, images, None, arguments or None))
+
+
+def embed_unnormalized(
+    encoder: Callable[..., Any],
+    embedding_layer: nn.Module | None,
+    images: Tensor,
+    arguments: Any = None,
+    device_ids: list[int] | None = None,
+) -> Tensor:
+    """Embeddings of images as they are before the L2 norm.
+
+    Args:
+        encoder: Maps images (N, ...) to embeddings (N, D).
+        embedding_layer: Its module whose output is normalized. None: the encoder does not
+            normalize.
+        images: The images.
+        arguments: Further arguments of the encoder.
+        device_ids: Device order of a ``DataParallel`` encoder.
+
+    Returns:
+        Shape (N, D), part of the graph where gradients are enabled.
+
+    Raises:
+        InputError: No embeddings (N, D) came out.
+        LayerError: The embedding layer never ran.
+    """
+    if embedding_layer is None:
+        return embed(encoder, images, arguments)
+    _, executions = run_layer(
+        encoder,
+        embedding_layer,
+        (images,),
+        None,
+        arguments or None,
+        device_ids=device_ids,
+        cut=False,
+    )
+    return _checked("the embedding layer", executions[-1].tensors[0])
+
+
+def _checked(what: str, embeddings: Any) -> Tensor:
+    if not isinstance(embeddings, Tensor) or embeddings.dim() != 2:
+        is_tensor = isinstance(embeddings, Tensor)
+        given = f"shape {tuple(embeddings.shape)}" if is_tensor else type(embeddings).__name__
+        raise InputError(f"{what} gives {given}; expected embeddings (N, D)")
+    return embeddings
 
 
 def image_batches(inputs: Any, reference: Tensor | None) -> tuple[Tensor, ...]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum._utils.common import _run_forward
 from captum.attr import LayerAttribution
 from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 
 from captum_embed.errors import InputError
 from captum_embed.grad_cam import EmbeddingLayerGradCam
-from captum_embed.layer_executions import run_layer
 from captum_embed.rivals.references import (
     are_images,
     checked_embeddings,
+    embed_unnormalized,
     encoder_of,
     image_batches,
 )
@@ -143,24 +142,9 @@ class SimilarityGradCam(LayerAttribution, GradientAttribution):
             return self._unnormalized(images, arguments)
 
     def _unnormalized(self, images: Tensor, arguments: Any) -> Tensor:
-        if self.embedding_layer is None:
-            embeddings = _run_forward(self.encoder, images, None, arguments or None)
-        else:
-            _, executions = run_layer(
-                self.encoder,
-                self.embedding_layer,
-                (images,),
-                None,
-                arguments or None,
-                device_ids=self.device_ids,
-                cut=False,
-            )
-            embeddings = executions[-1].tensors[0]
-        if not isinstance(embeddings, Tensor) or embeddings.dim() != 2:
-            raise InputError(
-                f"the {'encoder' if self.embedding_layer is None else 'embedding layer'} gives "
-                f"{_described(embeddings)}; expected embeddings (N, D)"
-            )
+        embeddings = embed_unnormalized(
+            self.encoder, self.embedding_layer, images, arguments, self.device_ids
+        )
         if self.embedding_layer is None and _have_unit_length(embeddings.detach()):
             raise InputError(
                 "the encoder's embeddings have unit length, so the gradient would go through the "
@@ -174,7 +158,3 @@ def _have_unit_length(embeddings: Tensor) -> bool:
     lengths = embeddings.norm(dim=1)
     tolerance = max(1e-4, 4 * torch.finfo(lengths.dtype).eps)
     return bool(((lengths - 1).abs() <= tolerance).all())
-
-
-def _described(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

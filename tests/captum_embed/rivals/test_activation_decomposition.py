@@ -252,6 +252,19 @@ class TestMaxTies:
         assert built(encoder, "max").attribute(tied, other).sum().item() == pytest.approx(cosine)
 
 
+def published_point_map(pairs, point, size):
+    """`Point_Specific` of Zhu et al.'s Image_Retrieval/demo.py: rectify, pad, interpolate."""
+    padded = np.pad(np.maximum(pairs, 0), ((1, 1), (1, 1), (0, 0), (0, 0)), mode="edge")
+    y, x = (
+        (at + 0.5) / side * n + 0.5
+        for at, side, n in zip(point, size, pairs.shape[:2], strict=True)
+    )
+    total = 0
+    for i, j in itertools.product((int(y), int(y) + 1), (int(x), int(x) + 1)):
+        total = total + padded[i, j] * (1 - abs(y - i)) * (1 - abs(x - j))
+    return total
+
+
 class TestPointMap:
     def test_at_the_centre_of_a_position_is_its_row_of_pairs(self):
         encoder = Encoder()
@@ -281,13 +294,15 @@ class TestPointMap:
             decomposition.point_map(first, second, (0, 11))[0, 0], pairs[0, 0, -1]
         )
 
-    def test_relu_attributions_sets_negative_values_to_zero(self):
+    def test_relu_attributions_clamps_pairs_before_it_interpolates_as_the_published_code(self):
         encoder = Encoder()
-        arguments = images(1, 8, 12), images(1, 7, 5, seed=2), (4, 4)
-        raw = built(encoder).point_map(*arguments)
-        assert raw.min() < 0
-        rectified = built(encoder).point_map(*arguments, relu_attributions=True)
-        torch.testing.assert_close(rectified, raw.clamp(min=0))
+        first, second = images(1, 8, 12), images(1, 7, 5, seed=2)
+        raw = built(encoder).point_map(first, second, (4.3, 6.6))
+        rectified = built(encoder).point_map(first, second, (4.3, 6.6), relu_attributions=True)
+        pairs = built(encoder).decompose(first, second).pairs[0]
+        expected = published_point_map(pairs.numpy(), (4.3, 6.6), (8, 12))
+        np.testing.assert_allclose(rectified[0, 0], expected, atol=1e-12)
+        assert not torch.allclose(rectified, raw.clamp(min=0))
 
     @pytest.mark.parametrize("position", [(-1, 0), (0, 12), (8, 0), (1,), (1, 1, 1)])
     def test_refuses_a_position_outside_the_image(self, position):

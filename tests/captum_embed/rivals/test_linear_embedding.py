@@ -165,7 +165,7 @@ class TestRefuses:
 
     def test_a_layer_without_positions_and_one_that_runs_twice(self):
         net, images = network(), normal(2, 3, 7, 8)
-        with pytest.raises(LayerError, match="before global pooling"):
+        with pytest.raises(LayerError, match="choose a layer with positions"):
             PooledNetwork(net, net[3], None, "average").embed(images)
         twice = nn.Sequential(layer := nn.Conv2d(3, 3, 1).double(), layer)
         with pytest.raises(LayerError, match="ran 2 times"):
