@@ -124,7 +124,7 @@ def _regression(
         if importlib.util.find_spec("sklearn") is None:
             raise MethodUnavailableError(
                 "Captum fits its linear model with scikit-learn, which is not installed: "
-                'pip install "captum-embed[benchmarks]"'
+                'pip install -e ".[benchmarks]" in a checkout'
             )
         return build_and_try(subject)
 

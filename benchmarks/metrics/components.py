@@ -37,7 +37,7 @@ try:
 except ImportError as error:
     raise MissingExtraError(
         "the threshold sweep is compiled with numba, which is not installed: "
-        "pip install 'captum-embed[benchmarks]'"
+        "pip install -e '.[benchmarks]' in a checkout"
     ) from error
 
 # Columns of the tables of cells and components: number of pixels; first and last in raster order,

