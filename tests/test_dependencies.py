@@ -16,11 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 ISOLATED = """
 import json, sys
 hidden = set(json.loads(sys.argv[1]))
-class Hide:
+class Declared:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in hidden:
-            raise ModuleNotFoundError(f"No module named {name!r} (not declared)", name=name)
-sys.meta_path.insert(0, Hide())
+        if name.partition(".")[0] not in hidden:
+            return self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Declared(finder) for finder in sys.meta_path]
 import importlib, pkgutil
 package = importlib.import_module(sys.argv[2])
 for found in pkgutil.walk_packages(package.__path__, sys.argv[2] + "."):
