@@ -211,6 +211,34 @@ def draw_pool(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return order[: max(size, int((rank < 2).sum()))].sort().values
 
 
+def mixed_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Batches of indices in which each image meets one of its class and all classes are spread.
+
+    The images of a class go in twos (or threes), evenly over the batches, which are of nearly
+    equal size.
+
+    Example::
+
+        >>> import torch
+        >>> labels = torch.arange(3).repeat_interleave(4)  # sorted by class
+        >>> [labels[batch].unique().tolist() for batch in mixed_batches(
+        ...     labels, 6, torch.Generator().manual_seed(0))]
+        [[0, 1, 2], [0, 1, 2]]
+    """
+    _, class_of, sizes = labels.unique(return_inverse=True, return_counts=True)
+    pairs = (sizes // 2).clamp(min=1)
+    offset = torch.rand(len(sizes), generator=generator, dtype=torch.float64)
+    pair = rank_in_class(labels, generator) * pairs[class_of] // sizes[class_of]
+    _, group = ((pair + offset[class_of]) / pairs[class_of]).unique(return_inverse=True)
+    count = int(group.max()) + 1
+    for number in range(-(-len(labels) // batch_size), count + 1):
+        batch_of = group * number // count
+        lengths = batch_of.bincount(minlength=number)
+        if lengths.max() <= batch_size:
+            break
+    return list(batch_of.argsort(stable=True).split(lengths.tolist()))
+
+
 def rank_in_class(labels: Tensor, generator: torch.Generator) -> Tensor:
     """The place of each image in a random order of its class, from 0, (B,)."""
     shuffled = torch.randperm(len(labels), generator=generator)

@@ -1,0 +1,275 @@
+"""Runs of an encoder that record its layers, and refuse what cannot become an entry of a bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_embed.encoder_forward import embedding_of
+from captum_embed.errors import InputError, LayerError
+from captum_embed.layer_executions import LayerExecution, layer_gradients, layer_name, run_layer
+from captum_embed.weight_bank.fingerprint import unwrapped
+from captum_embed.weight_bank.images import ImageBatch
+
+
+@dataclass(frozen=True)
+class EncoderRun:
+    """One run on a batch of images.
+
+    Args:
+        batch: The images.
+        embeddings: Shape (N, D), with their graph where gradients were enabled.
+        executions: The one execution of each layer.
+        value: What a forward function returned, where it was one that ran.
+    """
+
+    batch: ImageBatch
+    embeddings: Tensor
+    executions: list[LayerExecution]
+    value: Any = None
+
+
+class EncoderRuns:
+    """Runs an encoder, or a forward function around it, on batches of images.
+
+    Args:
+        encoder: Maps images (N, ...) to embeddings (N, D).
+        layers: Modules of the encoder that run once in it.
+        device: Where images are put; None: where the encoder is.
+        names: Of the images, for messages; None: their indices.
+
+    Raises:
+        LayerError: A layer is not in the encoder.
+        InputError: The encoder is on another device.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        layers: Sequence[nn.Module],
+        device: torch.device | str | None,
+        names: Sequence[str] | None,
+    ) -> None:
+        self.layer_names = [_required_name(encoder, layer) for layer in layers]
+        self.encoder = encoder
+        self._layers = list(layers)
+        self._lowest = 0 if len(layers) == 1 else None
+        homes = [each.device for each in (*encoder.parameters(), *encoder.buffers())]
+        home = homes[0] if homes else torch.device("cpu")
+        # "cuda" is whichever of them the encoder is on.
+        self.device = home if device in (None, home.type) else torch.device(str(device))
+        if homes and self.device not in homes:
+            raise InputError(
+                f"device is {self.device}, and the encoder is on {home}; move it there first, with "
+                "forward.to(device)"
+            )
+        self._names = names
+
+    def name_of(self, index: int) -> str:
+        """What messages call an image."""
+        return str(index) if self._names is None else self._names[index]
+
+    def embed(self, batch: ImageBatch) -> EncoderRun:
+        """The encoder on a batch."""
+        batch = batch.to(self.device)
+        output, executions = self._record(self.encoder, (batch.images,))
+        return self._checked(EncoderRun(batch, embedding_of(output), executions))
+
+    def call(self, forward: Callable[..., Any], batch: ImageBatch) -> EncoderRun:
+        """A forward function on images and labels, which runs the encoder once on all images."""
+        batch = batch.to(self.device)
+        outputs: list[Any] = []
+        handle = self.encoder.register_forward_hook(lambda _, __, output: outputs.append(output))
+        try:
+            value, executions = self._record(forward, (batch.images,), (batch.labels,))
+        finally:
+            handle.remove()
+        if len(outputs) != 1:
+            raise InputError(
+                f"{type(forward).__name__} ran its encoder {len(outputs)} times on one batch; "
+                "expected once, on all its images"
+            )
+        return self._checked(EncoderRun(batch, embedding_of(outputs[0]), executions, value))
+
+    def weights(self, run: EncoderRun, values: Tensor) -> list[Tensor]:
+        """For each layer the grad-weights (N, C) of values that depend on it, in float32 or wider.
+
+        Of a layer that returns several tensors, the channels are concatenated.
+        """
+        dtype = torch.promote_types(run.embeddings.dtype, torch.float32)
+        found = []
+        for gradients in layer_gradients(values, run.executions, {"materialize_grads": True}):
+            means = [
+                gradient.flatten(2).mean(2, dtype=dtype)
+                if gradient.dim() > 2
+                else gradient.to(dtype)
+                for gradient in gradients
+            ]
+            found.append(torch.cat(means, dim=1))
+            self._require_finite("the grad-weights", found[-1], run.batch)
+        return found
+
+    def require_influence(self, run: EncoderRun) -> None:
+        """Refuses a layer that the embeddings do not depend on, given a run with gradients."""
+        for name, execution in zip(self.layer_names, run.executions, strict=True):
+            tensors = [tensor for shard in execution.shards for tensor in shard]
+            if run.embeddings.requires_grad:
+                gradients = torch.autograd.grad(
+                    run.embeddings.sum(), tensors, allow_unused=True, retain_graph=True
+                )
+                if any(gradient is not None for gradient in gradients):
+                    continue
+            raise LayerError(
+                f"the embedding does not depend on the layer '{name}' through a graph; choose a "
+                "layer between image and embedding, and see that the encoder neither runs under "
+                "torch.no_grad() nor detaches"
+            )
+
+    def _record(
+        self, function: Callable[..., Any], inputs: tuple[Tensor, ...], extra: Any = None
+    ) -> tuple[Any, list[LayerExecution]]:
+        """One run, watched by every layer; the graph is cut at the one that runs first."""
+        order: list[int] = []
+        found: dict[int, LayerExecution] = {}
+
+        def watched(position: int, *arguments: Any) -> Any:
+            layer, name = self._layers[position], self.layer_names[position]
+            inner = function if position == len(self._layers) - 1 else _next(watched, position)
+            output, executions = run_layer(
+                inner,
+                layer,
+                arguments[: len(inputs)],
+                None,
+                arguments[len(inputs) :] or None,
+                cut=position == self._lowest,
+            )
+            if len(executions) != 1:
+                raise LayerError(
+                    f"the layer '{name}' runs {len(executions)} times in one pass of the encoder; "
+                    "a bank keeps the weights of one: choose a layer that runs once"
+                )
+            found[position] = executions[0]
+            return output
+
+        with ExitStack() as stack:
+            if self._lowest is None:
+                for position, layer in enumerate(self._layers):
+                    hook = layer.register_forward_hook(lambda *_, p=position: order.append(p))
+                    stack.callback(hook.remove)
+            output = watched(0, *inputs, *(extra or ()))
+        if order:
+            self._lowest = order[0]
+        return output, [found[position] for position in range(len(self._layers))]
+
+    def _checked(self, run: EncoderRun) -> EncoderRun:
+        count = len(run.batch.images)
+        for name, execution in zip(self.layer_names, run.executions, strict=True):
+            for tensor in execution.tensors:
+                if tensor.dim() < 2 or len(tensor) != count:
+                    raise LayerError(
+                        f"the layer '{name}' gives shape {tuple(tensor.shape)} for {count} images; "
+                        "expected (N, C, ...): choose another layer"
+                    )
+                self._require_finite(f"the activations of layer '{name}'", tensor, run.batch)
+        if len(run.embeddings) != count:
+            raise InputError(
+                f"the encoder returned {tuple(run.embeddings.shape)} for {count} images; expected "
+                f"embeddings ({count}, D)"
+            )
+        self._require_finite("the embedding", run.embeddings, run.batch)
+        return run
+
+    def _require_finite(self, what: str, tensor: Tensor, batch: ImageBatch) -> None:
+        finite = torch.isfinite(tensor.detach()).flatten(1).all(1)
+        if not finite.all():
+            index = int(batch.indices[~finite][0])
+            raise LayerError(
+                f"{what} of image '{self.name_of(index)}' (number {index}) holds NaN or infinite "
+                "values; look for them in the image and the network's parameters"
+            )
+
+
+def _next(watched: Callable[..., Any], position: int) -> Callable[..., Any]:
+    return lambda *arguments: watched(position + 1, *arguments)
+
+
+def _required_name(encoder: nn.Module, layer: nn.Module) -> str:
+    name = layer_name(unwrapped(encoder), layer)
+    if name is None:
+        raise LayerError(
+            f"the layer ({type(layer).__name__}) is not a module of forward.encoder "
+            f"({type(encoder).__name__}); choose one from its named_modules(), of this very "
+            "object and not of a copy"
+        )
+    return name
+
+
+class KeptRuns:
+    """Runs whose graphs are kept for a second look, while they fit a budget of bytes.
+
+    What a graph keeps is counted on the first run, and taken to grow with the size of the images.
+
+    Args:
+        budget: Bytes of activations, at and above the layers.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.runs: list[EncoderRun] = []
+        self._left: float = budget
+        self._per_number: float | None = None
+
+    def run(self, runs: EncoderRuns, batch: ImageBatch) -> EncoderRun:
+        """Embeds a batch: with a graph, kept, while there is room; otherwise without.
+
+        The first run has a graph in any case; it shows whether the layers matter.
+        """
+        if self._per_number is None:
+            saved = _SavedBytes()
+            with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
+                run = runs.embed(batch)
+            runs.require_influence(run)
+            shards = (shard for execution in run.executions for shard in execution.shards)
+            tensors = [run.embeddings, *(t for shard in shards for t in shard)]
+            size = saved.alive + sum(t.numel() * t.element_size() for t in tensors)
+            self._per_number = size / batch.images.numel()
+            fits = size <= self._left
+        else:
+            size = self._per_number * batch.images.numel()
+            fits = size <= self._left
+            with torch.set_grad_enabled(fits):
+                run = runs.embed(batch)
+        # Once a batch did not fit none does, so that what is kept are the first images.
+        self._left = self._left - size if fits else 0
+        if fits:
+            indices_only = replace(run.batch, images=run.batch.images.new_empty(0))
+            self.runs.append(replace(run, batch=indices_only))
+        return run
+
+
+class _SavedBytes:
+    """Counts the bytes that graphs keep alive: those of freed ones are counted off again."""
+
+    def __init__(self) -> None:
+        self.alive = 0
+
+    def pack(self, tensor: Tensor) -> Any:
+        return tensor if isinstance(tensor, nn.Parameter) else _Saved(tensor, self)
+
+    @staticmethod
+    def unpack(saved: Any) -> Tensor:
+        return saved if isinstance(saved, Tensor) else saved.tensor
+
+
+class _Saved:
+    def __init__(self, tensor: Tensor, total: _SavedBytes) -> None:
+        self.tensor, self._total = tensor, total
+        self._size = tensor.numel() * tensor.element_size()
+        total.alive += self._size
+
+    def __del__(self) -> None:
+        self._total.alive -= self._size
