@@ -74,9 +74,10 @@ def distance_function(distance: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 @contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: object) -> Iterator[None]:
     """Puts a module and all below it in evaluation mode, and back in the modes they were in."""
-    modes = [(each, each.training) for each in module.modules()]
+    modules = module.modules() if isinstance(module, nn.Module) else ()
+    modes = [(each, each.training) for each in modules]
     try:
         for each, _ in modes:
             # Not eval(): some modules do more in it than they would undo.

@@ -1,20 +1,19 @@
 """From a network and its training images to a weight bank.
 
-With tuples: embed every image; choose the tuples of each from the embeddings; then take the gradient
-of their mean loss down to the layer, batch by batch, from graphs kept in the first pass or from a
-second one. With a loss that makes its own tuples within a batch: one pass over batches of mixed
-classes.
+With tuples: embed every image; choose the tuples of each from the embeddings; then take the
+gradient of their mean loss down to the layer, batch by batch, from graphs kept in the first pass
+or from a second one. With a loss that makes its own tuples within a batch: one pass over batches
+of mixed classes.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from captum_embed.encoder_forward import evaluation_mode
 from captum_embed.errors import InputError
@@ -22,7 +21,7 @@ from captum_embed.metric_forwards import MetricForward, mean_of_nonzero
 from captum_embed.similarity_forward import SimilarityForward
 from captum_embed.weight_bank.bank import WeightBank
 from captum_embed.weight_bank.class_sums import AllTuples
-from captum_embed.weight_bank.encoder_runs import EncoderRun, EncoderRuns, KeptRuns
+from captum_embed.weight_bank.encoder_runs import EncoderRuns
 from captum_embed.weight_bank.entries import checked_keys
 from captum_embed.weight_bank.fingerprint import encoder_fingerprint
 from captum_embed.weight_bank.images import ImageSource
@@ -35,6 +34,13 @@ from captum_embed.weight_bank.mining import (
     require_minable,
     require_mining,
     tuple_losses,
+)
+from captum_embed.weight_bank.passes import (
+    KeptRuns,
+    Objective,
+    embed_all,
+    weigh_all,
+    weigh_batches,
 )
 from captum_embed.weight_bank.storage import library_versions
 
@@ -56,7 +62,7 @@ def build_weight_bank(
 ) -> tuple[WeightBank, ...]: ...
 
 
-def build_weight_bank(
+def build_weight_bank(  # type: ignore[misc]
     forward: Callable[..., Any],
     layer: nn.Module | Sequence[nn.Module],
     dataset: Any,
@@ -148,36 +154,42 @@ def build_weight_bank(
     """
     _require_forward(forward)
     _require_layout(layout, prefix_tokens, grid)
-    with_tuples = isinstance(forward, MetricForward)
-    if with_tuples:
+    if isinstance(forward, MetricForward):
         require_mining(forward, num_tuples, mining, seed, reference_pool)
     else:
         _require_own_tuples(forward, mining, num_tuples, reference_pool, seed)
     if isinstance(activation_budget, bool) or not isinstance(activation_budget, int):
         raise InputError(f"activation_budget is {activation_budget!r}; expected a number of bytes")
-    source = ImageSource(dataset, batch_size, num_workers)
-    if keys is not None:
-        keys = checked_keys(keys, len(keys) if source.length is None else source.length)
-    names = source.known_names() if keys is None else keys
     several = isinstance(layer, (list, tuple))
     layers: Sequence[Any] = layer if several else [layer]  # type: ignore[assignment]
     if not layers or not all(isinstance(one, nn.Module) for one in layers):
         raise InputError(f"layer is {layer!r}; expected a module of the encoder, or a list of them")
-    runs = EncoderRuns(forward.encoder, layers, device, names)  # type: ignore[attr-defined]
-    facts: dict[str, str] = {"seed": str(seed), "explains": forward.explains}  # type: ignore[attr-defined]
-    with evaluation_mode(forward if isinstance(forward, nn.Module) else runs.encoder):
-        if with_tuples:
-            known = source.known_labels()
-            if known is not None:
-                require_minable(forward, known)
-            kept = KeptRuns(activation_budget)
-            embeddings, labels = _embed_all(runs, source, kept, progress)
-            require_minable(forward, labels)
-            _require_names(names, labels)
-            _require_spread(embeddings)
+    source = ImageSource(dataset, batch_size, num_workers)
+    if keys is not None:
+        keys = checked_keys(keys, len(keys) if source.length is None else source.length)
+    names = source.known_names() if keys is None else keys
+    encoder: nn.Module = forward.encoder  # type: ignore[attr-defined]
+    runs = EncoderRuns(encoder, layers, device, names)
+    known = source.known_labels()
+    if known is not None and isinstance(forward, MetricForward):
+        require_minable(forward, known)
+    facts = {
+        "explains": str(forward.explains),  # type: ignore[attr-defined]
+        "layout": layout,
+        **({"prefix_tokens": str(prefix_tokens)} if prefix_tokens else {}),
+        "seed": str(seed),
+        **_loss_settings(forward),
+    }
+    with evaluation_mode(encoder), evaluation_mode(forward):
+        if isinstance(forward, MetricForward):
             facts["mining"] = mining if isinstance(mining, str) else _name(mining)
             if mining != "all":
                 facts["num_tuples"] = str(num_tuples or NUM_TUPLES)
+            kept = KeptRuns(activation_budget)
+            embeddings, labels = embed_all(runs, source, kept, progress)
+            _require_names(names, labels)
+            require_minable(forward, labels)
+            _require_spread(embeddings)
             objective, wanted = _objective(
                 forward,
                 embeddings,
@@ -188,34 +200,18 @@ def build_weight_bank(
                 seed=seed,
                 progress=progress,
             )
-            if not wanted.any():
-                _warn_of_skipped(0, len(labels), forward)
-            weights = _weigh_all(
-                runs, source, kept, objective, wanted.cpu(), embeddings, labels, progress
-            )
+            weights = weigh_all(runs, source, kept, objective, wanted, embeddings, labels, progress)
         else:
+            facts["mining"], facts["batch_size"] = "batch", str(batch_size)
             labels = source.labels()
             _require_names(names, labels)
-            facts["mining"], facts["batch_size"] = "batch", str(batch_size)
             groups = mixed_batches(labels, batch_size, torch.Generator().manual_seed(seed))
-            embeddings, weights = _weigh_batches(runs, source, forward, groups, progress)
-            if not any(each.any() for each in weights):
-                _require_spread(embeddings)
-    if layout != "channels_first":
-        facts["layout"] = layout
-        facts.update({} if not prefix_tokens else {"prefix_tokens": str(prefix_tokens)})
-    facts.update(_loss_settings(forward))
-    facts["encoder_fingerprint"] = encoder_fingerprint(runs.encoder)
+            embeddings, weights = weigh_batches(runs, source, forward, groups, progress)
+            _require_spread(embeddings)
+    facts["encoder_fingerprint"] = encoder_fingerprint(encoder)
+    keep_all = isinstance(forward, MetricForward) and mining == "all"
     banks = tuple(
-        _bank(
-            embeddings,
-            labels,
-            each,
-            names,
-            forward,
-            {"layer": name, **facts},
-            keep_all=with_tuples and mining == "all",
-        )
+        _bank(embeddings, labels, each, names, forward, {"layer": name, **facts}, keep_all)
         for name, each in zip(runs.layer_names, weights, strict=True)
     )
     return banks if several else banks[0]
@@ -228,13 +224,12 @@ def _bank(
     names: Sequence[str] | None,
     forward: Any,
     facts: dict[str, str],
-    *,
     keep_all: bool,
 ) -> WeightBank:
     has_gradient = (weights != 0).any(1)
     count = int(has_gradient.sum())
     if not count or not keep_all:
-        _warn_of_skipped(count, len(labels), forward)
+        _require_kept(count, len(labels), forward)
     if keep_all:
         has_gradient.fill_(True)
     kept = has_gradient.nonzero()[:, 0]
@@ -253,31 +248,6 @@ def _bank(
     )
 
 
-def _embed_all(
-    runs: EncoderRuns, source: ImageSource, kept: KeptRuns, progress: bool
-) -> tuple[Tensor, Tensor]:
-    found = []
-    with (
-        torch.enable_grad(),
-        tqdm(
-            total=source.length, desc="embedding images", unit="image", disable=not progress
-        ) as bar,
-    ):
-        for batch in source.batches():
-            run = kept.run(runs, batch)
-            found.append((run.batch.indices, run.embeddings.detach(), run.batch.labels))
-            bar.update(len(run.embeddings))
-    if not found:
-        raise InputError("dataset is empty; expected (image, label) pairs")
-    indices, embeddings, labels = (torch.cat(column) for column in zip(*found, strict=True))
-    order = indices.argsort()
-    return embeddings[order], labels[order]
-
-
-# Own embeddings (A, D) of images (A,) to what is explained of each, (A,).
-_Objective = Callable[[Tensor, Tensor], Tensor]
-
-
 def _objective(
     forward: MetricForward,
     embeddings: Tensor,
@@ -288,7 +258,7 @@ def _objective(
     reference_pool: int,
     seed: int,
     progress: bool,
-) -> tuple[_Objective, Tensor]:
+) -> tuple[Objective, Tensor]:
     """The mean over each image's tuples, and which images have any, (B,)."""
     if mining == "all":
         every = AllTuples(forward, embeddings, labels)
@@ -312,102 +282,10 @@ def _objective(
         losses = torch.where(tuples.active[indices], losses, torch.zeros_like(losses))
         return forward.directed(mean_of_nonzero(losses))
 
-    return mean, tuples.active.any(1)
-
-
-def _weigh_all(
-    runs: EncoderRuns,
-    source: ImageSource,
-    kept: KeptRuns,
-    objective: _Objective,
-    wanted: Tensor,
-    embeddings: Tensor,
-    labels: Tensor,
-    progress: bool,
-) -> list[Tensor]:
-    """For each layer the weights (B, C), on the CPU; zero of images that are not wanted."""
-    table = _WeightTable(len(labels))
-    left = wanted.clone()
-    with tqdm(total=len(labels), desc="grad-weights", unit="image", disable=not progress) as bar:
-        for run in _runs(runs, source, kept, left, embeddings, labels):
-            with torch.enable_grad():
-                wide = torch.promote_types(run.embeddings.dtype, torch.float32)
-                values = objective(run.embeddings.to(wide), run.batch.indices)
-                table.put(run, runs.weights(run, values))
-            bar.update(len(run.embeddings))
-    return table.tables
-
-
-def _runs(
-    runs: EncoderRuns,
-    source: ImageSource,
-    kept: KeptRuns,
-    left: Tensor,
-    embeddings: Tensor,
-    labels: Tensor,
-) -> Iterator[EncoderRun]:
-    """Runs with gradients: those kept in the first pass, then a second one over what is left."""
-    while kept.runs:
-        run = kept.runs.pop()
-        left[run.batch.indices.cpu()] = False
-        yield run
-        del run
-    if not left.any():
-        return
-    for batch in source.batches(only=left.nonzero()[:, 0]):
-        with torch.enable_grad():
-            run = runs.embed(batch)
-        _require_same_images(runs, run, embeddings, labels)
-        yield run
-        del run
-
-
-class _WeightTable:
-    """Weights of all images, by layer, filled batch by batch."""
-
-    def __init__(self, count: int) -> None:
-        self.tables: list[Tensor] = []
-        self._count = count
-
-    def put(self, run: EncoderRun, weights: list[Tensor]) -> None:
-        if not self.tables:
-            self.tables = [
-                torch.zeros((self._count, each.shape[1]), dtype=each.dtype) for each in weights
-            ]
-        for table, each in zip(self.tables, weights, strict=True):
-            table[run.batch.indices.cpu()] = each.cpu()
-
-
-def _weigh_batches(
-    runs: EncoderRuns,
-    source: ImageSource,
-    forward: Callable[..., Any],
-    groups: list[Tensor],
-    progress: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Embeddings (B, D) and weights of one pass, in which each batch is its own tuples."""
-    total = sum(len(group) for group in groups)
-    table = _WeightTable(total)
-    embeddings: Tensor | None = None
-    with tqdm(total=total, desc="grad-weights", unit="image", disable=not progress) as bar:
-        for group, batch in zip(groups, source.batches_of(groups), strict=False):
-            if len(batch.indices) != len(group):
-                raise InputError(
-                    f"image '{runs.name_of(int(batch.indices[0]))}' has shape "
-                    f"{tuple(batch.images.shape[1:])}, unlike others of its batch; the loss of a "
-                    "batch needs images of one size: resize or crop them in the data set"
-                )
-            with torch.enable_grad():
-                run = runs.call(forward, batch)
-                if embeddings is None:
-                    runs.require_influence(run)
-                table.put(run, runs.weights(run, run.value))
-            if embeddings is None:
-                embeddings = run.embeddings.detach().new_zeros((total, run.embeddings.shape[1]))
-            embeddings[run.batch.indices] = run.embeddings.detach()
-            bar.update(len(group))
-    assert embeddings is not None
-    return embeddings, table.tables
+    wanted = tuples.active.any(1)
+    if not wanted.any():
+        _require_kept(0, len(labels), forward)
+    return mean, wanted.cpu()
 
 
 def _require_forward(forward: Any) -> None:
@@ -457,25 +335,7 @@ def _require_spread(embeddings: Tensor) -> None:
         )
 
 
-def _require_same_images(
-    runs: EncoderRuns, run: EncoderRun, embeddings: Tensor, labels: Tensor
-) -> None:
-    own, batch = run.embeddings.detach(), run.batch
-    before = embeddings[batch.indices]
-    # Far above what another batch composition or reduced precision changes.
-    tolerance = 0.05 if own.dtype in (torch.float16, torch.bfloat16) else 0.01
-    changed = (own - before).norm(dim=1) > tolerance * before.norm(dim=1)
-    changed |= labels[batch.indices] != batch.labels
-    if changed.any():
-        index = int(batch.indices[changed][0])
-        raise InputError(
-            f"image '{runs.name_of(index)}' (number {index}) was another one in the second "
-            "pass; the data set must give the same images twice: switch off shuffling and random "
-            "augmentation, and layers that are random in evaluation mode"
-        )
-
-
-def _warn_of_skipped(num_kept: int, num_images: int, forward: Any) -> None:
+def _require_kept(num_kept: int, num_images: int, forward: Any) -> None:
     settings = ", ".join(f"{name} {value}" for name, value in _loss_settings(forward).items())
     advice = "take mining='all', which has no hinge, give forward a larger margin, or mine more"
     if num_kept == 0:

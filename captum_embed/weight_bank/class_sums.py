@@ -1,11 +1,11 @@
-"""The mean over all tuples of an anchor, in closed form from the sums of each class.
+r"""The mean over all tuples of an anchor, in closed form from the sums of each class.
 
 Without its hinge, a loss is a sum of distances. The mean over every tuple of an anchor :math:`a`
-is then :math:`\\sum_i w_i\\, d(a, x_i)` over the other images, where :math:`w_i` depends only on the
-class of :math:`i`. Of squared Euclidean distances that is
-:math:`(\\sum_i w_i) |a|^2 - 2 a \\cdot \\sum_i w_i x_i`, and of cosine distances
-:math:`-\\hat a \\cdot \\sum_i w_i \\hat x_i`, but for what does not depend on :math:`a`. Sums of classes
-give :math:`\\sum_i w_i x_i` for all anchors at a cost linear in the images.
+is then :math:`\sum_i w_i\, d(a, x_i)` over the other images, where :math:`w_i` depends only on
+the class of image :math:`i`. But for what does not depend on :math:`a`, that is of squared
+Euclidean distances :math:`(\sum_i w_i) |a|^2 - 2 a \cdot \sum_i w_i x_i`, and of cosine
+distances :math:`-\hat a \cdot \sum_i w_i \hat x_i`. Sums of classes give
+:math:`\sum_i w_i x_i` for all anchors, at a cost linear in the images.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class AllTuples:
         >>> from torch import nn
         >>> from captum_embed import TripletForward
         >>> embeddings = torch.tensor([[0.0], [1.0], [5.0], [7.0]])
-        >>> all_tuples = AllTuples(TripletForward(nn.Identity()), embeddings, torch.tensor([0, 0, 1, 1]))
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> all_tuples = AllTuples(TripletForward(nn.Identity()), embeddings, labels)
         >>> anchor = embeddings[:1].requires_grad_()
         >>> all_tuples.losses(anchor, torch.tensor([0])).backward()
         >>> anchor.grad  # 2 (mean of the negatives - the positive)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -207,69 +207,3 @@ def _required_name(encoder: nn.Module, layer: nn.Module) -> str:
             "object and not of a copy"
         )
     return name
-
-
-class KeptRuns:
-    """Runs whose graphs are kept for a second look, while they fit a budget of bytes.
-
-    What a graph keeps is counted on the first run, and taken to grow with the size of the images.
-
-    Args:
-        budget: Bytes of activations, at and above the layers.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self.runs: list[EncoderRun] = []
-        self._left: float = budget
-        self._per_number: float | None = None
-
-    def run(self, runs: EncoderRuns, batch: ImageBatch) -> EncoderRun:
-        """Embeds a batch: with a graph, kept, while there is room; otherwise without.
-
-        The first run has a graph in any case; it shows whether the layers matter.
-        """
-        if self._per_number is None:
-            saved = _SavedBytes()
-            with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
-                run = runs.embed(batch)
-            runs.require_influence(run)
-            shards = (shard for execution in run.executions for shard in execution.shards)
-            tensors = [run.embeddings, *(t for shard in shards for t in shard)]
-            size = saved.alive + sum(t.numel() * t.element_size() for t in tensors)
-            self._per_number = size / batch.images.numel()
-            fits = size <= self._left
-        else:
-            size = self._per_number * batch.images.numel()
-            fits = size <= self._left
-            with torch.set_grad_enabled(fits):
-                run = runs.embed(batch)
-        # Once a batch did not fit none does, so that what is kept are the first images.
-        self._left = self._left - size if fits else 0
-        if fits:
-            indices_only = replace(run.batch, images=run.batch.images.new_empty(0))
-            self.runs.append(replace(run, batch=indices_only))
-        return run
-
-
-class _SavedBytes:
-    """Counts the bytes that graphs keep alive: those of freed ones are counted off again."""
-
-    def __init__(self) -> None:
-        self.alive = 0
-
-    def pack(self, tensor: Tensor) -> Any:
-        return tensor if isinstance(tensor, nn.Parameter) else _Saved(tensor, self)
-
-    @staticmethod
-    def unpack(saved: Any) -> Tensor:
-        return saved if isinstance(saved, Tensor) else saved.tensor
-
-
-class _Saved:
-    def __init__(self, tensor: Tensor, total: _SavedBytes) -> None:
-        self.tensor, self._total = tensor, total
-        self._size = tensor.numel() * tensor.element_size()
-        total.alive += self._size
-
-    def __del__(self) -> None:
-        self._total.alive -= self._size
