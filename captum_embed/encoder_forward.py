@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_embed.embeddings import embedding_of
 from captum_embed.errors import InputError
 
 Explains = Literal["match", "loss"]
@@ -123,20 +124,20 @@ class EncoderForward(nn.Module):
     def encode(self, images: list[Tensor]) -> list[Tensor]:
         """Embeddings (N, D) of each batch of images (N, ...), from one batch of all of them."""
         if len({(image.shape[1:], image.dtype, image.device) for image in images}) == 1:
-            return list(embedding_of(self.encoder(torch.cat(images))).chunk(len(images)))
-        return [embedding_of(self.encoder(image)) for image in images]
+            return list(embedding_vectors(self.encoder(torch.cat(images))).chunk(len(images)))
+        return [embedding_vectors(self.encoder(image)) for image in images]
 
     def directed(self, loss: Tensor) -> Tensor:
         """A loss as this function returns it: itself, or for a match its negative."""
         return loss if self.explains == "loss" else -loss
 
 
-def embedding_of(output: object) -> Tensor:
-    """What an encoder returned, refused unless it is embeddings (N, D)."""
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output)
+def embedding_vectors(output: Any) -> Tensor:
+    """What :func:`embedding_of` finds in an encoder's output, refused unless it is (N, D)."""
+    embeddings = embedding_of(output)
+    if embeddings.dim() != 2:
         raise InputError(
-            f"the encoder returned {given}; expected embeddings (N, D): pool and flatten in the "
-            "encoder"
+            f"the encoder returned shape {tuple(embeddings.shape)}; expected embeddings (N, D): "
+            "pool and flatten in the encoder"
         )
-    return output
+    return embeddings

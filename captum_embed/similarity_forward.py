@@ -10,7 +10,7 @@ from captum_embed.encoder_forward import (
     Distance,
     EncoderForward,
     distance_function,
-    embedding_of,
+    embedding_vectors,
     evaluation_mode,
 )
 from captum_embed.errors import InputError
@@ -129,7 +129,7 @@ class SimilarityForward(EncoderForward):
         device = next(self.encoder.parameters(), images).device
         with evaluation_mode(self.encoder), torch.no_grad():
             parts = images.to(device).split(_REFERENCES_AT_ONCE)
-            return torch.cat([embedding_of(self.encoder(part)) for part in parts])
+            return torch.cat([embedding_vectors(self.encoder(part)) for part in parts])
 
     def _versions(self) -> dict[int, int]:
         # A parameter's version counts its changes in place, as optimizers make them.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from captum_embed.encoder_forward import evaluation_mode
 from captum_embed.errors import InputError
+from captum_embed.layouts import Layout
 from captum_embed.metric_forwards import MetricForward, mean_of_nonzero
 from captum_embed.similarity_forward import SimilarityForward
 from captum_embed.weight_bank.bank import WeightBank
@@ -70,7 +71,7 @@ def build_weight_bank(  # type: ignore[misc]
     mining: Mining = "all",
     num_tuples: int | None = None,
     reference_pool: int | None = None,
-    layout: str = "channels_first",
+    layout: Layout = "channels_first",
     prefix_tokens: int | None = None,
     grid: tuple[int, int] | None = None,
     batch_size: int = 32,
@@ -153,7 +154,6 @@ def build_weight_bank(  # type: ignore[misc]
         WeightBank(6 entries, embedding_dim=4, num_channels=4, layer='0', labels, ...)
     """
     _require_forward(forward)
-    _require_layout(layout, prefix_tokens, grid)
     if isinstance(forward, MetricForward):
         require_mining(forward, num_tuples, mining, seed, reference_pool)
     else:
@@ -169,14 +169,13 @@ def build_weight_bank(  # type: ignore[misc]
         keys = checked_keys(keys, len(keys) if source.length is None else source.length)
     names = source.known_names() if keys is None else keys
     encoder: nn.Module = forward.encoder  # type: ignore[attr-defined]
-    runs = EncoderRuns(encoder, layers, device, names)
+    runs = EncoderRuns(encoder, layers, device, names, layout, prefix_tokens, grid)
     known = source.known_labels()
     if known is not None and isinstance(forward, MetricForward):
         require_minable(forward, known)
     facts = {
         "explains": str(forward.explains),  # type: ignore[attr-defined]
         "layout": layout,
-        **({"prefix_tokens": str(prefix_tokens)} if prefix_tokens else {}),
         "seed": str(seed),
         **_loss_settings(forward),
     }
@@ -208,6 +207,8 @@ def build_weight_bank(  # type: ignore[misc]
             groups = mixed_batches(labels, batch_size, torch.Generator().manual_seed(seed))
             embeddings, weights = weigh_batches(runs, source, forward, groups, progress)
             _require_spread(embeddings)
+    if runs.prefix_tokens:
+        facts["prefix_tokens"] = str(runs.prefix_tokens)
     facts["encoder_fingerprint"] = encoder_fingerprint(encoder)
     keep_all = isinstance(forward, MetricForward) and mining == "all"
     banks = tuple(
@@ -314,11 +315,6 @@ def _require_own_tuples(
         raise InputError(f"seed is {seed!r}; expected an integer of at least 0")
 
 
-def _require_layout(layout: Any, prefix_tokens: Any, grid: Any) -> None:
-    if layout != "channels_first" or prefix_tokens is not None or grid is not None:
-        raise InputError(f"layout is {layout!r}; expected 'channels_first'")
-
-
 def _require_names(names: Sequence[str] | None, labels: Tensor) -> None:
     if names is not None and len(names) != len(labels):
         raise InputError(f"keys are {len(names)} names for {len(labels)} images")
@@ -342,7 +338,8 @@ def _require_kept(num_kept: int, num_images: int, forward: Any) -> None:
         raise InputError(
             f"none of the {num_images} images has a gradient to keep ({settings}): either no tuple "
             f"has a loss, because the network keeps them all apart ({advice}), or nothing passes "
-            "from the embedding to the layer (dead units: choose another layer)"
+            "from the embedding to the layer (dead units, or tokens of which only the class token is "
+            "read: choose another layer)"
         )
     if num_images - num_kept > _MANY_SKIPPED * num_images:
         warnings.warn(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_embed.encoder_forward import embedding_of
+from captum_embed.encoder_forward import embedding_vectors
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import LayerExecution, layer_gradients, layer_name, run_layer
+from captum_embed.layouts import Layout, channels_first, checked_layout, require_layout
 from captum_embed.weight_bank.fingerprint import unwrapped
 from captum_embed.weight_bank.images import ImageBatch
 
@@ -26,11 +27,13 @@ class EncoderRun:
         embeddings: Shape (N, D), with their graph where gradients were enabled.
         executions: The one execution of each layer.
         value: What a forward function returned, where it was one that ran.
+        image_size: Height and width, where the inputs are images.
     """
 
     batch: ImageBatch
     embeddings: Tensor
     executions: list[LayerExecution]
+    image_size: tuple[int, ...] | None
     value: Any = None
 
 
@@ -42,10 +45,16 @@ class EncoderRuns:
         layers: Modules of the encoder that run once in it.
         device: Where images are put; None: where the encoder is.
         names: Of the images, for messages; None: their indices.
+        layout: Of the layers' outputs, see :mod:`captum_embed.layouts`.
+        prefix_tokens: See :func:`captum_embed.layouts.channels_first`.
+        grid: As ``prefix_tokens``.
+
+    Attributes:
+        prefix_tokens: As given or, once the encoder ran, as found; None where there are no tokens.
 
     Raises:
         LayerError: A layer is not in the encoder.
-        InputError: The encoder is on another device.
+        InputError: The encoder is on another device; the layout's settings do not fit together.
     """
 
     def __init__(
@@ -54,7 +63,12 @@ class EncoderRuns:
         layers: Sequence[nn.Module],
         device: torch.device | str | None,
         names: Sequence[str] | None,
+        layout: Layout = "channels_first",
+        prefix_tokens: int | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> None:
+        self._layout = checked_layout(layout, prefix_tokens, grid)
+        self._grid, self.prefix_tokens = grid, prefix_tokens
         self.layer_names = [_required_name(encoder, layer) for layer in layers]
         self.encoder = encoder
         self._layers = list(layers)
@@ -78,7 +92,7 @@ class EncoderRuns:
         """The encoder on a batch."""
         batch = batch.to(self.device)
         output, executions = self._record(self.encoder, (batch.images,))
-        return self._checked(EncoderRun(batch, embedding_of(output), executions))
+        return self._checked(batch, output, executions)
 
     def call(self, forward: Callable[..., Any], batch: ImageBatch) -> EncoderRun:
         """A forward function on images and labels, which runs the encoder once on all images."""
@@ -94,7 +108,7 @@ class EncoderRuns:
                 f"{type(forward).__name__} ran its encoder {len(outputs)} times on one batch; "
                 "expected once, on all its images"
             )
-        return self._checked(EncoderRun(batch, embedding_of(outputs[0]), executions, value))
+        return self._checked(batch, outputs[0], executions, value)
 
     def weights(self, run: EncoderRun, values: Tensor) -> list[Tensor]:
         """For each layer the grad-weights (N, C) of values that depend on it, in float32 or wider.
@@ -166,23 +180,40 @@ class EncoderRuns:
             self._lowest = order[0]
         return output, [found[position] for position in range(len(self._layers))]
 
-    def _checked(self, run: EncoderRun) -> EncoderRun:
-        count = len(run.batch.images)
-        for name, execution in zip(self.layer_names, run.executions, strict=True):
+    def _checked(
+        self, batch: ImageBatch, output: Any, executions: list[LayerExecution], value: Any = None
+    ) -> EncoderRun:
+        images = batch.images
+        size = tuple(images.shape[2:]) if images.dim() == 4 else None
+        run = EncoderRun(batch, embedding_vectors(output), executions, size, value)
+        for layer, name, execution in zip(self._layers, self.layer_names, executions, strict=True):
             for tensor in execution.tensors:
-                if tensor.dim() < 2 or len(tensor) != count:
+                if tensor.dim() < 2 or len(tensor) != len(images):
                     raise LayerError(
-                        f"the layer '{name}' gives shape {tuple(tensor.shape)} for {count} images; "
-                        "expected (N, C, ...): choose another layer"
+                        f"the layer '{name}' gives shape {tuple(tensor.shape)} for {len(images)} "
+                        "images; expected (N, C, ...): choose another layer"
                     )
-                self._require_finite(f"the activations of layer '{name}'", tensor, run.batch)
-        if len(run.embeddings) != count:
+                require_layout(tensor, self._layout, layer, images, f" '{name}'")
+                places = self._channels_first(tensor, size)
+                if self._layout == "tokens":
+                    self.prefix_tokens = tensor.shape[1] - places[0, 0].numel()
+                self._require_finite(f"the activations of layer '{name}'", tensor, batch)
+        if len(run.embeddings) != len(images):
             raise InputError(
-                f"the encoder returned {tuple(run.embeddings.shape)} for {count} images; expected "
-                f"embeddings ({count}, D)"
+                f"the encoder returned {tuple(run.embeddings.shape)} for {len(images)} images; "
+                f"expected embeddings ({len(images)}, D)"
             )
-        self._require_finite("the embedding", run.embeddings, run.batch)
+        self._require_finite("the embedding", run.embeddings, batch)
         return run
+
+    def _channels_first(self, tensor: Tensor, image_size: tuple[int, ...] | None) -> Tensor:
+        return channels_first(
+            tensor,
+            self._layout,
+            prefix_tokens=self.prefix_tokens,
+            grid=self._grid,
+            image_size=image_size,
+        )
 
     def _require_finite(self, what: str, tensor: Tensor, batch: ImageBatch) -> None:
         finite = torch.isfinite(tensor.detach()).flatten(1).all(1)
