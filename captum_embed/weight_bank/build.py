@@ -338,8 +338,8 @@ def _require_kept(num_kept: int, num_images: int, forward: Any) -> None:
         raise InputError(
             f"none of the {num_images} images has a gradient to keep ({settings}): either no tuple "
             f"has a loss, because the network keeps them all apart ({advice}), or nothing passes "
-            "from the embedding to the layer (dead units, or tokens of which only the class token is "
-            "read: choose another layer)"
+            "from the embedding to the layer (dead units, or tokens of which only the class token "
+            "is read: choose another layer)"
         )
     if num_images - num_kept > _MANY_SKIPPED * num_images:
         warnings.warn(
