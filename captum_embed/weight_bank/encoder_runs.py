@@ -118,11 +118,10 @@ class EncoderRuns:
         dtype = torch.promote_types(run.embeddings.dtype, torch.float32)
         found = []
         for gradients in layer_gradients(values, run.executions, {"materialize_grads": True}):
+            places = [self._channels_first(gradient, run.image_size) for gradient in gradients]
             means = [
-                gradient.flatten(2).mean(2, dtype=dtype)
-                if gradient.dim() > 2
-                else gradient.to(dtype)
-                for gradient in gradients
+                each.flatten(2).mean(2, dtype=dtype) if each.dim() > 2 else each.to(dtype)
+                for each in places
             ]
             found.append(torch.cat(means, dim=1))
             self._require_finite("the grad-weights", found[-1], run.batch)
@@ -195,7 +194,7 @@ class EncoderRuns:
                     )
                 require_layout(tensor, self._layout, layer, images, f" '{name}'")
                 places = self._channels_first(tensor, size)
-                if self._layout == "tokens":
+                if self._layout == "tokens" and tensor.dim() == 3:
                     self.prefix_tokens = tensor.shape[1] - places[0, 0].numel()
                 self._require_finite(f"the activations of layer '{name}'", tensor, batch)
         if len(run.embeddings) != len(images):

@@ -152,7 +152,7 @@ def test_a_collapsed_encoder_is_named_as_such(
 ) -> None:
     encoder = make_encoder()
     encoder.below.weight.data.zero_()
-    with pytest.raises(InputError, match="all 12 images are the same .* encoder has collapsed"):
+    with pytest.raises(InputError, match=r"all 12 images are the same .* encoder has collapsed"):
         build(TripletForward(encoder), encoder.layer, make_dataset(), mining=mining)
     with pytest.raises(InputError, match="encoder has collapsed"):
         build(LossForward(encoder, in_batch_loss), encoder.layer, make_dataset())
