@@ -147,7 +147,8 @@ class EncoderRuns:
         self, function: Callable[..., Any], inputs: tuple[Tensor, ...], extra: Any = None
     ) -> tuple[Any, list[LayerExecution]]:
         """One run, watched by every layer; the graph is cut at the one that runs first."""
-        order: list[int] = []
+        if self._lowest is None:
+            self._lowest = self._find_lowest(inputs[0][:1])
         found: dict[int, LayerExecution] = {}
 
         def watched(position: int, *arguments: Any) -> Any:
@@ -169,15 +170,18 @@ class EncoderRuns:
             found[position] = executions[0]
             return output
 
-        with ExitStack() as stack:
-            if self._lowest is None:
-                for position, layer in enumerate(self._layers):
-                    hook = layer.register_forward_hook(lambda *_, p=position: order.append(p))
-                    stack.callback(hook.remove)
-            output = watched(0, *inputs, *(extra or ()))
-        if order:
-            self._lowest = order[0]
+        output = watched(0, *inputs, *(extra or ()))
         return output, [found[position] for position in range(len(self._layers))]
+
+    def _find_lowest(self, image: Tensor) -> int:
+        """Which of several layers is the first to put something out, by a run on one image."""
+        order: list[int] = []
+        with ExitStack() as stack, torch.no_grad():
+            for position, layer in enumerate(self._layers):
+                hook = layer.register_forward_hook(lambda *_, p=position: order.append(p))
+                stack.callback(hook.remove)
+            self.encoder(image)
+        return order[0] if order else 0
 
     def _checked(
         self, batch: ImageBatch, output: Any, executions: list[LayerExecution], value: Any = None
