@@ -90,13 +90,13 @@ class EncoderRuns:
 
     def embed(self, batch: ImageBatch) -> EncoderRun:
         """The encoder on a batch."""
-        batch = batch.to(self.device)
+        batch = self._prepared(batch)
         output, executions = self._record(self.encoder, (batch.images,))
         return self._checked(batch, output, executions)
 
     def call(self, forward: Callable[..., Any], batch: ImageBatch) -> EncoderRun:
         """A forward function on images and labels, which runs the encoder once on all images."""
-        batch = batch.to(self.device)
+        batch = self._prepared(batch)
         outputs: list[Any] = []
         handle = self.encoder.register_forward_hook(lambda _, __, output: outputs.append(output))
         try:
@@ -147,8 +147,6 @@ class EncoderRuns:
         self, function: Callable[..., Any], inputs: tuple[Tensor, ...], extra: Any = None
     ) -> tuple[Any, list[LayerExecution]]:
         """One run, watched by every layer; the graph is cut at the one that runs first."""
-        if self._lowest is None:
-            self._lowest = self._find_lowest(inputs[0][:1])
         found: dict[int, LayerExecution] = {}
 
         def watched(position: int, *arguments: Any) -> Any:
@@ -173,15 +171,19 @@ class EncoderRuns:
         output = watched(0, *inputs, *(extra or ()))
         return output, [found[position] for position in range(len(self._layers))]
 
-    def _find_lowest(self, image: Tensor) -> int:
-        """Which of several layers is the first to put something out, by a run on one image."""
+    def _prepared(self, batch: ImageBatch) -> ImageBatch:
+        """The batch on the device; before the first one, the lowest of several layers is found."""
+        batch = batch.to(self.device)
+        if self._lowest is not None:
+            return batch
         order: list[int] = []
         with ExitStack() as stack, torch.no_grad():
             for position, layer in enumerate(self._layers):
                 hook = layer.register_forward_hook(lambda *_, p=position: order.append(p))
                 stack.callback(hook.remove)
-            self.encoder(image)
-        return order[0] if order else 0
+            self.encoder(batch.images[:1])
+        self._lowest = order[0] if order else 0
+        return batch
 
     def _checked(
         self, batch: ImageBatch, output: Any, executions: list[LayerExecution], value: Any = None
