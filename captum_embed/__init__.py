@@ -7,19 +7,23 @@ images, in one forward pass (Chen et al., WACV 2020).
 
 from captum_embed import channel_filters, map_functions, recipes
 from captum_embed.grad_cam import EmbeddingLayerGradCam
+from captum_embed.loss_forward import LossForward
 from captum_embed.metric_forwards import (
     MetricForward,
     PairForward,
     QuadrupletForward,
     TripletForward,
 )
+from captum_embed.similarity_forward import SimilarityForward
 from captum_embed.weight_bank import WeightBank, build_weight_bank
 
 __all__ = [
     "EmbeddingLayerGradCam",
+    "LossForward",
     "MetricForward",
     "PairForward",
     "QuadrupletForward",
+    "SimilarityForward",
     "TripletForward",
     "WeightBank",
     "build_weight_bank",

@@ -1,52 +1,42 @@
-"""Forward functions of metric losses: one loss per example, all images encoded in one batch.
+"""Forward functions of metric losses: one value per image, all images encoded in one batch.
 
 They are ordinary modules, made for attribution: an image may be replaced by its precomputed
-embedding, and one anchor may have many tuples at the cost of one. Any other callable that
-returns a loss serves :class:`~captum_embed.EmbeddingLayerGradCam` as well.
+embedding, and one anchor may have many tuples at the cost of one. Any other callable serves
+:class:`~captum_embed.EmbeddingLayerGradCam` as well.
+
+**Direction.** Of a class score more is better, of a loss more is worse. With
+``explains="match"``, the default, a forward function returns its loss with the sign turned: what
+raises it makes the anchor look like its class. ``explains="loss"`` returns the loss itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_embed.encoder_forward import (
+    Distance,
+    EncoderForward,
+    Explains,
+    distance_function,
+)
 from captum_embed.errors import InputError
 
-Distance = Literal["squared_euclidean", "euclidean", "cosine"]
 
-
-def _squared_euclidean(first: Tensor, second: Tensor) -> Tensor:
-    return (first - second).square().sum(-1)
-
-
-def _euclidean(first: Tensor, second: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(first - second, dim=-1)
-
-
-def _cosine(first: Tensor, second: Tensor) -> Tensor:
-    return 1 - F.cosine_similarity(first, second, dim=-1)
-
-
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "squared_euclidean": _squared_euclidean,
-    "euclidean": _euclidean,
-    "cosine": _cosine,
-}
-
-
-class MetricForward(nn.Module):
-    """A metric loss as a forward function: embeds images, and gives one loss per anchor.
+class MetricForward(EncoderForward):
+    """A metric loss as a forward function: embeds images, and gives one value per anchor.
 
     Subclasses say in :meth:`tuple_loss` what one tuple costs; that is all that a new loss needs.
 
     Args:
         encoder: Maps inputs (N, ...) to embeddings (N, D).
-        distance: ``"squared_euclidean"`` (Chen et al., WACV 2020), ``"euclidean"`` or
-            ``"cosine"`` (1 - cosine similarity).
+        distance: ``"squared_euclidean"`` (Chen et al., WACV 2020), ``"euclidean"``,
+            ``"cosine"`` (1 - cosine similarity), a callable ``(embeddings (..., D), embeddings
+            (..., D)) -> (...)``, or a distance of pytorch-metric-learning.
+        explains: ``"match"``, the loss with its sign turned, or ``"loss"``.
 
     Attributes:
         reference_roles: For each reference of an anchor, whether it comes from the anchor's
@@ -55,16 +45,24 @@ class MetricForward(nn.Module):
 
     reference_roles: tuple[str, ...] = ()
 
-    def __init__(self, encoder: nn.Module, distance: Distance = "squared_euclidean") -> None:
-        super().__init__()
-        if distance not in DISTANCES:
-            raise InputError(f"distance is {distance!r}; expected one of {sorted(DISTANCES)}")
-        self.encoder = encoder
+    def __init__(
+        self,
+        encoder: nn.Module,
+        distance: Distance = "squared_euclidean",
+        explains: Explains = "match",
+    ) -> None:
+        super().__init__(encoder, explains)
+        distance_function(distance)
         self.distance = distance
 
     def measure(self, first: Tensor, second: Tensor) -> Tensor:
         """Distance of embeddings (..., D) and (..., D), broadcast, as (...)."""
-        return DISTANCES[self.distance](first, second)
+        return distance_function(self.distance)(first, second)
+
+    def image_inputs(self, *inputs: Tensor) -> tuple[int, ...]:
+        """The anchor, and every reference that has as many dimensions as it."""
+        references = inputs[1 : 1 + len(self.reference_roles)]
+        return (0, *(i for i, one in enumerate(references, 1) if one.dim() == inputs[0].dim()))
 
     def tuple_loss(self, anchor: Tensor, *references: Tensor) -> Tensor:
         """Loss of each tuple: embeddings (..., D), broadcast over leading dimensions, to (...)."""
@@ -100,24 +98,13 @@ class MetricForward(nn.Module):
                     f"{anchor.dim()} dimensions, like the anchors, or embeddings (N, D) or "
                     "(N, M, D)"
                 )
-        encoded = iter(self._encode(images))
+        encoded = iter(self.encode(images))
         embeddings = [next(encoded)]
         for place, reference in enumerate(references, start=1):
             given = reference.dim() != anchor.dim()
             embeddings.append(reference if given else next(encoded))
             self._check_reference(place, embeddings[0], embeddings[-1])
         return embeddings
-
-    def _encode(self, images: list[Tensor]) -> list[Tensor]:
-        if len({(image.shape[1:], image.dtype, image.device) for image in images}) == 1:
-            joined = self.encoder(torch.cat(images))
-            if joined.dim() != 2:
-                raise InputError(
-                    f"the encoder returned shape {tuple(joined.shape)}; expected embeddings "
-                    "(N, D): pool and flatten in the encoder"
-                )
-            return list(joined.chunk(len(images)))
-        return [self.encoder(image) for image in images]
 
     @staticmethod
     def _check_reference(place: int, anchor: Tensor, reference: Tensor) -> None:
@@ -128,13 +115,13 @@ class MetricForward(nn.Module):
                 f"of shape {tuple(anchor.shape)}; expected equal widths and as many rows (or one)"
             )
 
-    def _loss(self, anchor: Tensor, references: list[Tensor], *labels: Tensor) -> Tensor:
+    def _value(self, anchor: Tensor, references: list[Tensor], *labels: Tensor) -> Tensor:
         if not any(reference.dim() == 3 for reference in references):
-            return self.tuple_loss(anchor, *references, *labels)
+            return self.directed(self.tuple_loss(anchor, *references, *labels))
         per_tuple = self.tuple_loss(
             anchor[:, None], *(r if r.dim() == 3 else r[:, None] for r in references), *labels
         )
-        return mean_of_nonzero(per_tuple)
+        return self.directed(mean_of_nonzero(per_tuple))
 
 
 def mean_of_nonzero(losses: Tensor) -> Tensor:
@@ -156,15 +143,16 @@ def mean_of_nonzero(losses: Tensor) -> Tensor:
 
 
 class TripletForward(MetricForward):
-    r"""Triplet loss :math:`\max(0, d(a, p) - d(a, n) + \text{margin})`, one per anchor.
+    r"""Triplet loss :math:`\max(0, d(a, p) - d(a, n) + \text{margin})`, or minus it, per anchor.
 
     Args:
         encoder: Maps inputs (N, ...) to embeddings (N, D).
         margin: How much farther the negative must be, in units of the distance.
-        distance: ``"squared_euclidean"``, ``"euclidean"`` or ``"cosine"``.
+        distance: See :class:`MetricForward`.
+        explains: ``"match"``: minus the loss, a score; ``"loss"``: the loss itself.
 
     Raises:
-        InputError: Unknown distance.
+        InputError: Unknown direction or distance.
 
     Source: Schroff et al., FaceNet, CVPR 2015, section 3.1; Chen et al., WACV 2020.
 
@@ -190,8 +178,9 @@ class TripletForward(MetricForward):
         encoder: nn.Module,
         margin: float = 0.2,
         distance: Distance = "squared_euclidean",
+        explains: Explains = "match",
     ) -> None:
-        super().__init__(encoder, distance)
+        super().__init__(encoder, distance, explains)
         self.margin = margin
 
     def tuple_loss(self, anchor: Tensor, *references: Tensor) -> Tensor:
@@ -200,7 +189,7 @@ class TripletForward(MetricForward):
         return F.relu(self.measure(anchor, positive) - self.measure(anchor, negative) + self.margin)
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """One loss per anchor.
+        """One value per anchor.
 
         Args:
             anchor: Images (N, ...).
@@ -211,25 +200,27 @@ class TripletForward(MetricForward):
             Shape (N,). With M tuples per anchor, the mean over those of non-zero loss.
         """
         first, *references = self.embed(anchor, (positive, negative))
-        return self._loss(first, references)
+        return self._value(first, references)
 
 
 class PairForward(MetricForward):
-    r"""One value per pair: contrastive loss, plain similarity, or plain distance.
+    r"""One value per pair, from its contrastive loss, plain similarity, or plain distance.
 
-    Contrastive: :math:`d(x, y)` where the pair is of one class, and
-    :math:`\max(0, \text{margin} - d(x, y))` where it is not. Similarity: the cosine for
-    ``distance="cosine"``, otherwise :math:`-d(x, y)`. A pair has no hinge in the latter two, so
-    they explain any two images, with no labels at all.
+    The loss is, of ``"contrastive"``, :math:`d(x, y)` where the pair is of one class and
+    :math:`\max(0, \text{margin} - d(x, y))` where it is not; of ``"distance"``
+    :math:`d(x, y)`; of ``"similarity"`` minus the cosine for ``distance="cosine"``, otherwise
+    :math:`d(x, y)`. So the match of the latter two is the similarity, of any two images, with no
+    labels at all.
 
     Args:
         encoder: Maps inputs (N, ...) to embeddings (N, D).
         loss: ``"contrastive"``, ``"similarity"`` or ``"distance"``.
         margin: Distance from which different classes cost nothing (contrastive only).
-        distance: ``"squared_euclidean"``, ``"euclidean"`` or ``"cosine"``.
+        distance: See :class:`MetricForward`.
+        explains: ``"match"``: minus the loss, a score; ``"loss"``: the loss itself.
 
     Raises:
-        InputError: Unknown loss or distance.
+        InputError: Unknown direction, loss or distance.
 
     Source: Hadsell et al., CVPR 2006 (there with the hinge on the Euclidean distance, squared).
 
@@ -254,8 +245,9 @@ class PairForward(MetricForward):
         loss: Literal["contrastive", "similarity", "distance"] = "contrastive",
         margin: float = 1.0,
         distance: Distance = "squared_euclidean",
+        explains: Explains = "match",
     ) -> None:
-        super().__init__(encoder, distance)
+        super().__init__(encoder, distance, explains)
         if loss not in ("contrastive", "similarity", "distance"):
             raise InputError(
                 f"loss is {loss!r}; expected 'contrastive', 'similarity' or 'distance'"
@@ -264,19 +256,19 @@ class PairForward(MetricForward):
         self.margin = margin
 
     def tuple_loss(self, anchor: Tensor, *references: Tensor) -> Tensor:
-        """Values of (first, second[, same]) with embeddings (..., D) and same (...), as (...)."""
+        """Losses of (first, second[, same]) with embeddings (..., D) and same (...), as (...)."""
         second, *labels = references
         distance = self.measure(anchor, second)
-        if self.loss == "distance":
+        if self.loss == "similarity" and self.distance == "cosine":
+            return distance - 1
+        if self.loss != "contrastive":
             return distance
-        if self.loss == "similarity":
-            return 1 - distance if self.distance == "cosine" else -distance
         if not labels:
             raise InputError(
                 "the contrastive loss needs to know which pairs are of one class; pass `same`, "
                 "shape (N,), or explain loss='similarity', which needs no labels"
             )
-        return torch.where(labels[0].bool(), distance, F.relu(self.margin - distance))
+        return torch.where(labels[0], distance, F.relu(self.margin - distance))
 
     def forward(self, first: Tensor, second: Tensor, same: Tensor | None = None) -> Tensor:
         """One value per pair.
@@ -284,13 +276,14 @@ class PairForward(MetricForward):
         Args:
             first: Images (N, ...).
             second: Images (N, ...), or embeddings (N, D), or (N, M, D) for M pairs each.
-            same: Whether the two are of one class, (N,), or (N, M): contrastive loss only.
+            same: Whether the two are of one class, (N,), or (N, M), as bool or 0 and 1:
+                contrastive loss only.
 
         Returns:
             Shape (N,). With M pairs per image, the mean over those of non-zero value.
         """
         if same is not None:
-            same = torch.as_tensor(same, device=first.device)
+            same = _checked_same(torch.as_tensor(same, device=first.device))
             if same.dim() not in (1, 2) or same.shape[0] not in (1, first.shape[0]):
                 raise InputError(
                     f"same has shape {tuple(same.shape)} for {first.shape[0]} pairs; expected "
@@ -299,7 +292,17 @@ class PairForward(MetricForward):
         anchor, *references = self.embed(first, (second,))
         if same is not None and references[0].dim() == 3 and same.dim() == 1:
             same = same[:, None]
-        return self._loss(anchor, references, *(() if same is None else (same,)))
+        return self._value(anchor, references, *(() if same is None else (same,)))
+
+
+def _checked_same(same: Tensor) -> Tensor:
+    if same.dtype is not torch.bool and not ((same == 0) | (same == 1)).all():
+        found = same.unique()[:5].tolist()
+        raise InputError(
+            f"same holds {found}; expected True and False, or 1 and 0: for the classes "
+            "themselves pass first_labels == second_labels"
+        )
+    return same.bool()
 
 
 class QuadrupletForward(MetricForward):
@@ -311,10 +314,11 @@ class QuadrupletForward(MetricForward):
         encoder: Maps inputs (N, ...) to embeddings (N, D).
         margin: :math:`m_1`, in units of the distance.
         second_margin: :math:`m_2`, in units of the distance, usually the smaller.
-        distance: ``"squared_euclidean"``, ``"euclidean"`` or ``"cosine"``.
+        distance: See :class:`MetricForward`.
+        explains: ``"match"``: minus the loss, a score; ``"loss"``: the loss itself.
 
     Raises:
-        InputError: Unknown distance.
+        InputError: Unknown direction or distance.
 
     Source: Chen et al., Beyond triplet loss, CVPR 2017, section 3.2.
 
@@ -336,8 +340,9 @@ class QuadrupletForward(MetricForward):
         margin: float = 0.2,
         second_margin: float = 0.1,
         distance: Distance = "squared_euclidean",
+        explains: Explains = "match",
     ) -> None:
-        super().__init__(encoder, distance)
+        super().__init__(encoder, distance, explains)
         self.margin = margin
         self.second_margin = second_margin
 
@@ -352,11 +357,11 @@ class QuadrupletForward(MetricForward):
     def forward(
         self, anchor: Tensor, positive: Tensor, negative: Tensor, second_negative: Tensor
     ) -> Tensor:
-        """One loss per anchor; arguments as in :class:`TripletForward`, with two negatives of
+        """One value per anchor; arguments as in :class:`TripletForward`, with two negatives of
         different classes.
 
         Returns:
             Shape (N,). With M tuples per anchor, the mean over those of non-zero loss.
         """
         first, *references = self.embed(anchor, (positive, negative, second_negative))
-        return self._loss(first, references)
+        return self._value(first, references)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,6 +91,19 @@ class ImageSource:
         """Labels that can be told without reading an image, (B,), or None."""
         return _labels_of(self._dataset)
 
+    def known_names(self) -> list[str] | None:
+        """Paths of the images below the data set's root, where it lists them, or None."""
+        return _names_of(self._dataset)
+
+    def labels(self) -> Tensor:
+        """Labels (B,), for which data sets that do not list them are read once."""
+        known = self.known_labels()
+        if known is not None:
+            return known
+        read = [(batch.indices, batch.labels) for batch in self.batches()]
+        indices, labels = (torch.cat(column) for column in zip(*read, strict=True))
+        return labels[indices.argsort()]
+
     def batches(self, only: Tensor | None = None) -> Iterator[ImageBatch]:
         """Reads the data set.
 
@@ -101,37 +116,57 @@ class ImageSource:
         Raises:
             InputError: An item is not (image tensor, integer label); it says which one.
         """
-        indices = None if only is None else only.tolist()
-        items = self._read_indexed(indices) if self._indexed else self._read_through(indices)
+        if self._indexed:
+            assert self.length is not None
+            wanted = torch.arange(self.length) if only is None else only
+            yield from self.batches_of(wanted.split(self._batch_size))
+            return
+        items = self._read_through(None if only is None else set(only.tolist()))
         while chunk := list(islice(items, self._batch_size)):
-            by_size: dict[tuple[Any, ...], list[tuple[int, Tensor, int]]] = {}
-            for index, item in chunk:
-                image, label = _checked_item(index, item)
-                by_size.setdefault((image.shape, image.dtype), []).append((index, image, label))
-            for same_size in by_size.values():
-                places, images, labels = zip(*same_size, strict=True)
-                yield ImageBatch(torch.tensor(places), torch.stack(images), torch.tensor(labels))
+            yield from _by_size(chunk)
 
-    def _read_indexed(self, indices: list[int] | None) -> Iterator[tuple[int, Any]]:
-        wanted = self._dataset if indices is None else Subset(self._dataset, indices)
+    def batches_of(self, groups: Iterable[Tensor]) -> Iterator[ImageBatch]:
+        """Reads the images of each group of indices together.
+
+        Yields:
+            A batch for each group, or several where its images differ in size.
+
+        Raises:
+            InputError: The data set has no indexing; or as :meth:`batches`.
+        """
+        if not self._indexed:
+            raise InputError(
+                f"dataset is a {type(self._dataset).__name__}, which has no len and indexing, and "
+                "the loss of a batch needs batches drawn over the classes; pass a list or Dataset"
+            )
+        indices = [group.tolist() for group in groups if len(group)]
         loader = DataLoader(
-            wanted,
-            batch_size=self._batch_size,
+            self._dataset,
+            batch_sampler=indices,
             num_workers=self._num_workers,
             collate_fn=list,
             # Without one, a loader draws the workers' seed from the global generator.
             generator=torch.Generator().manual_seed(0),
         )
-        items = (item for batch in loader for item in batch)
-        return zip(count() if indices is None else indices, items, strict=False)
+        for group, items in zip(indices, loader, strict=True):
+            yield from _by_size(zip(group, items, strict=True))
 
-    def _read_through(self, indices: list[int] | None) -> Iterator[tuple[int, Any]]:
-        wanted = None if indices is None else set(indices)
+    def _read_through(self, wanted: set[int] | None) -> Iterator[tuple[int, Any]]:
         return (
             (index, item)
             for index, item in enumerate(self._dataset)
             if wanted is None or index in wanted
         )
+
+
+def _by_size(items: Iterable[tuple[int, Any]]) -> Iterator[ImageBatch]:
+    by_size: dict[tuple[Any, ...], list[tuple[int, Tensor, int]]] = {}
+    for index, item in items:
+        image, label = _checked_item(index, item)
+        by_size.setdefault((image.shape, image.dtype), []).append((index, image, label))
+    for same_size in by_size.values():
+        places, images, labels = zip(*same_size, strict=True)
+        yield ImageBatch(torch.tensor(places), torch.stack(images), torch.tensor(labels))
 
 
 def _checked_item(index: int, item: Any) -> tuple[Tensor, int]:
@@ -177,3 +212,18 @@ def _labels_of(dataset: Any) -> Tensor | None:
         return torch.tensor([_checked_label(label) for label in labels])
     except TypeError:
         return None
+
+
+def _names_of(dataset: Any) -> list[str] | None:
+    if isinstance(dataset, Subset):
+        inner = _names_of(dataset.dataset)
+        return None if inner is None else [inner[index] for index in dataset.indices]
+    # torchvision's folders of images list (path, class).
+    samples, root = getattr(dataset, "samples", None), getattr(dataset, "root", None)
+    if not isinstance(samples, list) or not isinstance(root, (str, os.PathLike)):
+        return None
+    try:
+        paths = [Path(path).relative_to(root).as_posix() for path, _ in samples]
+    except (TypeError, ValueError):
+        return None
+    return paths if len(set(paths)) == len(paths) == len(dataset) else None

@@ -13,12 +13,8 @@ from tqdm import tqdm
 
 from captum_embed.errors import InputError
 from captum_embed.metric_forwards import MetricForward
-from captum_embed.weight_bank.hardest import (
-    hardest_pairs,
-    hardest_quadruplets,
-    hardest_triplets,
-)
-from captum_embed.weight_bank.random_tuples import RandomTuples
+from captum_embed.weight_bank.class_sums import require_closed_form
+from captum_embed.weight_bank.hardest import Block, HardestTuples
 
 PAIR = ("any",)
 TRIPLET = ("same", "different")
@@ -26,7 +22,10 @@ QUADRUPLET = ("same", "different", "different")
 
 # (anchor index, embeddings (B, D), labels (B,), num_tuples, generator) -> indices (M, R)
 Miner = Callable[[int, Tensor, Tensor, int, torch.Generator], Tensor]
-Mining = Literal["hardest", "random"] | Miner
+Mining = Literal["all", "hardest", "random"] | Miner
+
+NUM_TUPLES = 50
+REFERENCE_POOL = 8192
 
 _ANCHORS_AT_ONCE = 64
 
@@ -52,6 +51,7 @@ def mine_tuples(
     num_tuples: int,
     mining: Mining,
     seed: int,
+    reference_pool: int = REFERENCE_POOL,
     progress: bool = False,
 ) -> MinedTuples:
     """Chooses the tuples of each image from the embeddings of all of them.
@@ -68,6 +68,9 @@ def mine_tuples(
             indices (M', R), M' <= M.
         seed: Of the draws. Each anchor has a generator of its own, so its tuples depend on
             nothing but the seed and its place in the data set.
+        reference_pool: From how many images the references of the hardest tuples come, for all
+            anchors the same; two of each class at least, the rest drawn with the seed. Data
+            sets up to that size are their own pool.
         progress: Show a bar.
 
     Returns:
@@ -78,7 +81,12 @@ def mine_tuples(
     """
     # Half precision has too few digits for differences of distances.
     wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    blocks = _blocks(forward, wide, labels, num_tuples, mining, seed)
+    if mining == "hardest":
+        generator = torch.Generator().manual_seed(seed)
+        pool = draw_pool(labels.cpu(), reference_pool, generator)
+        blocks = _hardest(forward, wide, labels, pool, num_tuples)
+    else:
+        blocks = _one_by_one(forward, wide, labels, num_tuples, mining, seed)
     shape = (len(labels), num_tuples)
     references = labels.new_zeros((*shape, len(forward.reference_roles)))
     exists = torch.zeros(shape, dtype=torch.bool, device=labels.device)
@@ -150,54 +158,117 @@ def require_minable(forward: MetricForward, labels: Tensor) -> None:
         )
 
 
-def require_mining(forward: MetricForward, num_tuples: Any, mining: Any, seed: Any) -> None:
-    """Refuses settings that :func:`mine_tuples` cannot work with.
+def require_mining(
+    forward: MetricForward, num_tuples: Any, mining: Any, seed: Any, reference_pool: Any = None
+) -> None:
+    """Refuses settings that no tuples can be chosen with.
 
     Raises:
         InputError: Which one, and what was expected.
     """
-    for name, value, least in (("num_tuples", num_tuples, 1), ("seed", seed, 0)):
+    if mining not in ("all", "hardest", "random") and not callable(mining):
+        raise InputError(
+            f"mining is {mining!r}; expected 'all', 'hardest', 'random' or a callable "
+            "(anchor_index, embeddings, labels, num_tuples, generator) -> reference indices (M, R)"
+        )
+    for name, value, least, applies in (
+        ("num_tuples", num_tuples, 1, mining != "all"),
+        ("seed", seed, 0, True),
+        ("reference_pool", reference_pool, 2, mining == "hardest"),
+    ):
+        if value is None and name != "seed":
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name} is {value!r}; expected an integer of at least {least}")
-    if mining not in ("hardest", "random") and not callable(mining):
-        raise InputError(
-            f"mining is {mining!r}; expected 'hardest', 'random' or a callable (anchor_index, "
-            "embeddings, labels, num_tuples, generator) -> reference indices (M, R)"
-        )
+        if not applies:
+            raise InputError(
+                f"{name} is {value}, and mining={mining!r} has no use for it; leave it out, or "
+                "pass mining='hardest'"
+            )
     roles = forward.reference_roles
-    if not roles or (roles not in (PAIR, TRIPLET, QUADRUPLET) and not callable(mining)):
+    if mining == "all":
+        require_closed_form(forward)
+    elif not roles or (roles not in (PAIR, TRIPLET, QUADRUPLET) and not callable(mining)):
         raise InputError(
             f"{type(forward).__name__} has reference_roles {roles}, and mining {mining!r} knows "
             f"{PAIR}, {TRIPLET} and {QUADRUPLET}; for others pass a callable as mining"
         )
 
 
-def _blocks(
+def draw_pool(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Indices, ascending, of two images of each class and of more at random, ``size`` in all.
+
+    Example::
+
+        >>> import torch
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1])
+        >>> pool = draw_pool(labels, 5, torch.Generator())
+        >>> len(pool), labels[pool].bincount().min() >= 2
+        (5, tensor(True))
+    """
+    rank = rank_in_class(labels, generator)
+    order = torch.where(rank < 2, -1.0, torch.rand(len(labels), generator=generator)).argsort()
+    return order[: max(size, int((rank < 2).sum()))].sort().values
+
+
+def mixed_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Batches of indices in which each image meets one of its class and all classes are spread.
+
+    The images of a class go in twos (or threes), evenly over the batches, which are of nearly
+    equal size.
+
+    Example::
+
+        >>> import torch
+        >>> labels = torch.arange(3).repeat_interleave(4)  # sorted by class
+        >>> [labels[batch].unique().tolist() for batch in mixed_batches(
+        ...     labels, 6, torch.Generator().manual_seed(0))]
+        [[0, 1, 2], [0, 1, 2]]
+    """
+    _, class_of, sizes = labels.unique(return_inverse=True, return_counts=True)
+    pairs = (sizes // 2).clamp(min=1)
+    offset = torch.rand(len(sizes), generator=generator, dtype=torch.float64)
+    pair = rank_in_class(labels, generator) * pairs[class_of] // sizes[class_of]
+    _, group = ((pair + offset[class_of]) / pairs[class_of]).unique(return_inverse=True)
+    count = int(group.max()) + 1
+    for number in range(-(-len(labels) // batch_size), count + 1):
+        batch_of = group * number // count
+        lengths = batch_of.bincount(minlength=number)
+        if lengths.max() <= batch_size:
+            break
+    return list(batch_of.argsort(stable=True).split(lengths.tolist()))
+
+
+def rank_in_class(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """The place of each image in a random order of its class, from 0, (B,)."""
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    _, sizes = labels.unique(return_counts=True)
+    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return torch.empty_like(by_class).scatter_(0, by_class, torch.arange(len(labels)) - starts)
+
+
+def _hardest(
+    forward: MetricForward, embeddings: Tensor, labels: Tensor, pool: Tensor, num_tuples: int
+) -> Iterator[Block]:
+    # Apple's GPUs have no float64.
+    device = torch.device("cpu") if embeddings.device.type == "mps" else embeddings.device
+    search = HardestTuples(
+        forward, embeddings.to(device), labels.to(device), pool.to(device), num_tuples
+    )
+    by_roles = {PAIR: search.pairs, TRIPLET: search.triplets, QUADRUPLET: search.quadruplets}
+    for anchors, references, real in by_roles[forward.reference_roles]():
+        yield anchors.to(labels.device), references.to(labels.device), real.to(labels.device)
+
+
+def _one_by_one(
     forward: MetricForward,
     embeddings: Tensor,
     labels: Tensor,
     num_tuples: int,
     mining: Mining,
     seed: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    if mining == "hardest":
-        mine: Any = {
-            PAIR: hardest_pairs,
-            TRIPLET: hardest_triplets,
-            QUADRUPLET: hardest_quadruplets,
-        }[forward.reference_roles]
-        # Apple's GPUs have no float64.
-        device = "cpu" if embeddings.device.type == "mps" else embeddings.device
-        for block in mine(
-            forward.tuple_loss,
-            embeddings.to(device),
-            labels.to(device),
-            num_tuples,
-            cosine=forward.distance == "cosine",
-        ):
-            anchors, references, real = (part.to(labels.device) for part in block)
-            yield anchors, references, real
-        return
+) -> Iterator[Block]:
     draw = RandomTuples(labels.cpu(), forward.reference_roles) if mining == "random" else None
     for anchor in range(len(labels)):
         generator = torch.Generator().manual_seed(_seed_of(seed, anchor))
@@ -243,3 +314,91 @@ def _require_tuples(
                 f"mining returned for image {anchor}, as reference {place + 1}, an image that is "
                 f"not of the {role!r} role; see {roles}"
             )
+
+
+class RandomTuples:
+    """Numbers all tuples of an anchor from 0, draws numbers, and decodes them into images.
+
+    Args:
+        labels: Shape (B,), on the CPU.
+        roles: Of the references: a pair's, triplet's or quadruplet's, see
+            above.
+
+    Example::
+
+        >>> import torch
+        >>> draw = RandomTuples(torch.tensor([7, 7, 8, 8]), ("same", "different"))
+        >>> draw(0, 10, torch.Generator()).tolist()  # there are only two
+        [[1, 2], [1, 3]]
+    """
+
+    def __init__(self, labels: Tensor, roles: tuple[str, ...]) -> None:
+        self._roles = roles
+        # Images class by class: those of class c stand at starts[c] .. starts[c] + sizes[c] - 1.
+        self._images = labels.argsort(stable=True)
+        self._place_of = self._images.argsort()
+        _, self._class_of, self._sizes = labels.unique(return_inverse=True, return_counts=True)
+        self._starts = self._sizes.cumsum(0) - self._sizes
+
+    def __call__(self, anchor: int, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` different tuples of an anchor, or all where it has fewer.
+
+        Args:
+            anchor: Index of the image.
+            count: Number of tuples.
+            generator: Source of the draws, on the CPU.
+
+        Returns:
+            Reference indices (M, R).
+        """
+        others = len(self._images) - 1
+        if len(self._roles) == 1:
+            drawn = _distinct(others, count, generator)
+            return self._images[_skip(drawn, int(self._place_of[anchor]), 1)][:, None]
+        own = int(self._class_of[anchor])
+        start, size = int(self._starts[own]), int(self._sizes[own])
+        pairs = self._negative_pairs(own)
+        combinations = others + 1 - size if len(self._roles) == 2 else int(pairs.sum())
+        drawn = _distinct((size - 1) * combinations, count, generator)
+        positive = start + _skip(drawn // combinations, int(self._place_of[anchor]) - start, 1)
+        rest = drawn % combinations
+        if len(self._roles) == 2:
+            places = [positive, _skip(rest, start, size)]
+        else:
+            places = [positive, *self._negatives(rest, own, pairs)]
+        return self._images[torch.stack(places, dim=1)]
+
+    def _negative_pairs(self, own: int) -> Tensor:
+        """For each class, how many ordered pairs of negatives have their first in it."""
+        second = len(self._images) - self._sizes - self._sizes[own]
+        return (self._sizes * second).index_fill(0, torch.tensor([own]), 0)
+
+    def _negatives(self, number: Tensor, own: int, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        ends = pairs.cumsum(0)
+        first_class = torch.searchsorted(ends, number, right=True)
+        number = number - (ends - pairs)[first_class]
+        num_second = len(self._images) - self._sizes[first_class] - self._sizes[own]
+        first = self._starts[first_class] + number // num_second
+        second = number % num_second
+        taken = torch.stack([first_class, torch.full_like(first_class, own)]).sort(dim=0).values
+        for each in taken:
+            second = _skip(second, self._starts[each], self._sizes[each])
+        return first, second
+
+
+def _skip(number: Tensor, start: Tensor | int, size: Tensor | int) -> Tensor:
+    """Counts on past ``size`` places from ``start``."""
+    return torch.where(number < start, number, number + size)
+
+
+def _distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` different integers below ``total``, or all of them."""
+    if total <= count:
+        return torch.arange(total)
+    if total <= 4 * count:
+        return torch.randperm(total, generator=generator)[:count]
+    drawn: dict[int, None] = {}
+    while len(drawn) < count:
+        more = torch.randint(total, (2 * count,), generator=generator)
+        drawn.update(dict.fromkeys(more.tolist()))
+    return torch.tensor(list(drawn)[:count])

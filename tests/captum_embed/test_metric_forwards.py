@@ -44,10 +44,10 @@ def test_losses_are_those_written_out(encoder, distance):
     a, p, n, m = images(4)
     ea, ep, en, em = (encoder(x) for x in (a, p, n, m))
     d = DISTANCES[distance]
-    triplet = TripletForward(encoder, margin=0.1, distance=distance)(a, p, n)
-    quadruplet = QuadrupletForward(encoder, 0.1, 0.05, distance)(a, p, n, m)
+    triplet = TripletForward(encoder, 0.1, distance, explains="loss")(a, p, n)
+    quadruplet = QuadrupletForward(encoder, 0.1, 0.05, distance, explains="loss")(a, p, n, m)
     same = torch.tensor([True, False, False])
-    contrastive = PairForward(encoder, margin=0.3, distance=distance)(a, p, same)
+    contrastive = PairForward(encoder, "contrastive", 0.3, distance, "loss")(a, p, same)
     similarity = PairForward(encoder, "similarity", distance=distance)(a, p)
     for i in range(3):
         near, far, apart = d(ea[i], ep[i]), d(ea[i], en[i]), d(en[i], em[i])
@@ -71,7 +71,76 @@ def test_triplet_agrees_with_pytorch_metric_learning(encoder):
     embeddings = encoder(torch.cat(images(3)))
     indices = tuple(torch.arange(9).split(3))
     expected = loss(embeddings, indices_tuple=indices)["loss"]["losses"]
-    torch.testing.assert_close(TripletForward(encoder)(*images(3)), expected)
+    torch.testing.assert_close(TripletForward(encoder, explains="loss")(*images(3)), expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda encoder, **how: TripletForward(encoder, 0.3, **how),
+        lambda encoder, **how: QuadrupletForward(encoder, 0.3, **how),
+        lambda encoder, **how: PairForward(encoder, margin=3.0, **how),
+        lambda encoder, **how: PairForward(encoder, "similarity", distance="cosine", **how),
+        lambda encoder, **how: PairForward(encoder, "distance", **how),
+    ],
+)
+def test_a_match_is_minus_the_loss_and_the_default(encoder, make):
+    forwards = make(encoder), make(encoder, explains="match"), make(encoder, explains="loss")
+    assert [forward.explains for forward in forwards] == ["match", "match", "loss"]
+    same = [torch.tensor([1, 0, 1])] if getattr(forwards[0], "loss", "") == "contrastive" else []
+    count = 1 + len(forwards[0].reference_roles)
+    default, match, loss = (forward(*images(count), *same) for forward in forwards)
+    assert loss.abs().min() > 0
+    assert torch.equal(default, -loss)
+    assert torch.equal(match, -loss)
+    many = torch.randn(count - 1, 3, 5, 4)
+    same = [torch.rand(3, 5) > 0.5] if same else []
+    match, loss = (forward(images(1)[0], *many, *same) for forward in forwards[1:])
+    assert torch.equal(match, -loss)
+
+
+def test_a_distance_is_a_pair_s_loss_and_a_similarity_its_match(encoder):
+    x, y = images(2)
+    d = F.pairwise_distance(encoder(x), encoder(y), eps=0)
+    near = PairForward(encoder, "similarity", distance="euclidean")
+    torch.testing.assert_close(near(x, y), -d)
+    far = PairForward(encoder, "distance", distance="euclidean", explains="loss")
+    torch.testing.assert_close(far(x, y), d)
+
+
+@pytest.mark.parametrize("name", ["LpDistance", "CosineSimilarity", "DotProductSimilarity"])
+def test_distances_of_pytorch_metric_learning_are_taken_as_they_are(encoder, name):
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    distances = pytest.importorskip("pytorch_metric_learning.distances")
+    reducers = pytest.importorskip("pytorch_metric_learning.reducers")
+    power = {"power": 2} if name == "LpDistance" else {}
+    distance = getattr(distances, name)(**power)
+    loss = losses.TripletMarginLoss(0.2, distance=distance, reducer=reducers.DoNothingReducer())
+    embeddings = encoder(torch.cat(images(3)))
+    expected = loss(embeddings, indices_tuple=tuple(torch.arange(9).split(3)))["loss"]["losses"]
+    found = TripletForward(encoder, 0.2, distance, "loss")(*images(3))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    many = torch.randn(3, 5, 4)
+    assert TripletForward(encoder, 0.2, distance)(images(1)[0], many, many[:1]).shape == (3,)
+
+
+def test_a_distance_may_be_any_callable(encoder):
+    def manhattan(first, second):
+        return (first - second).abs().sum(-1)
+
+    a, p, n = images(3)
+    ea, ep, en = (encoder(x) for x in (a, p, n))
+    expected = (manhattan(ea, ep) - manhattan(ea, en) + 0.2).clamp(min=0)
+    found = TripletForward(encoder, 0.2, manhattan, "loss")(a, p, n)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_arguments_that_are_encoded_are_named(encoder):
+    a, p, n = images(3)
+    assert TripletForward(encoder).image_inputs(a, p, n) == (0, 1, 2)
+    assert TripletForward(encoder).image_inputs(a, encoder(p), n) == (0, 2)
+    assert TripletForward(encoder).image_inputs(a, encoder(p), torch.randn(3, 7, 4)) == (0,)
+    assert PairForward(encoder).image_inputs(a, p, torch.ones(3)) == (0, 1)
 
 
 def test_all_images_are_encoded_in_one_batch(encoder):
@@ -83,6 +152,7 @@ def test_all_images_are_encoded_in_one_batch(encoder):
 def test_references_may_be_embeddings(encoder, given):
     a, p, n = images(3)
     expected = TripletForward(encoder, 1.0)(a, p, n)
+    assert expected.abs().min() > 0
     encoder.batches.clear()
     p_or_e = encoder(p) if given in ("positive", "both") else p
     n_or_e = encoder(n) if given in ("negative", "both") else n
@@ -95,7 +165,7 @@ def test_references_may_be_embeddings(encoder, given):
 @given(n=st.integers(1, 4), m=st.integers(1, 6), margin=st.floats(0, 2), seed=st.integers(0, 99))
 def test_many_tuples_are_the_mean_of_those_with_loss(n, m, margin, seed):
     generator = torch.Generator().manual_seed(seed)
-    forward = TripletForward(nn.Flatten(), margin)
+    forward = TripletForward(nn.Flatten(), margin, explains="loss")
     anchor = torch.randn(n, 5, 1, 1, generator=generator)
     positives, negatives = torch.randn(2, n, m, 5, generator=generator)
     actual = forward(anchor, positives, negatives)
@@ -113,7 +183,7 @@ def test_pairs_of_one_image_with_many_take_labels_for_each(encoder):
     first, _ = images(2)
     others = torch.randn(3, 5, 4)
     same = torch.rand(3, 5) > 0.5
-    actual = PairForward(encoder)(first, others, same)
+    actual = PairForward(encoder, explains="loss")(first, others, same)
     losses = PairForward(encoder).tuple_loss(encoder(first)[:, None], others, same)
     torch.testing.assert_close(actual, mean_of_nonzero(losses))
 
@@ -140,6 +210,15 @@ class TestBadInput:
     def test_unknown_pair_loss(self, encoder):
         with pytest.raises(InputError, match="'hinge'"):
             PairForward(encoder, loss="hinge")
+
+    def test_unknown_direction(self, encoder):
+        with pytest.raises(InputError, match=r"explains is 'score'; expected 'match' .* 'loss'"):
+            TripletForward(encoder, explains="score")
+
+    @pytest.mark.parametrize("same", [[-1, 1, 1], [0.5, 1.0, 0.0], [4, 4, 7]])
+    def test_labels_that_are_not_yes_or_no(self, encoder, same):
+        with pytest.raises(InputError, match=r"same holds \[.*expected True and False, or 1 and 0"):
+            PairForward(encoder)(*images(2), torch.tensor(same))
 
     def test_contrastive_without_labels(self, encoder):
         with pytest.raises(InputError, match="pass `same`"):

@@ -23,17 +23,21 @@ from captum_embed.weight_bank.mining import MinedTuples, mine_tuples
 
 Make = Callable[..., Any]
 FORWARDS = [
-    lambda encoder: TripletForward(encoder, margin=0.5),
-    lambda encoder: TripletForward(encoder, margin=0.5, distance="euclidean"),
-    lambda encoder: TripletForward(encoder, margin=0.5, distance="cosine"),
-    lambda encoder: PairForward(encoder),
-    lambda encoder: PairForward(encoder, "similarity", distance="cosine"),
-    lambda encoder: QuadrupletForward(encoder, margin=0.5),
+    lambda encoder: TripletForward(encoder, margin=0.5, explains="loss"),
+    lambda encoder: TripletForward(encoder, margin=0.5, distance="euclidean", explains="loss"),
+    lambda encoder: TripletForward(encoder, margin=0.5, distance="cosine", explains="loss"),
+    lambda encoder: PairForward(encoder, explains="loss"),
+    lambda encoder: PairForward(encoder, "similarity", distance="cosine", explains="loss"),
+    lambda encoder: QuadrupletForward(encoder, margin=0.5, explains="loss"),
 ]
 
 
 def build(forward: MetricForward, layer: nn.Module, dataset: Any, **arguments: Any) -> WeightBank:
-    return build_weight_bank(forward, layer, dataset, **{"progress": False, **arguments})
+    """From the hardest tuples, in two passes, with indices as keys."""
+    usual: dict[str, Any] = {"mining": "hardest", "activation_budget": 0, "progress": False}
+    if hasattr(dataset, "__len__"):
+        usual["keys"] = [str(index) for index in range(len(dataset))]
+    return build_weight_bank(forward, layer, dataset, **{**usual, **arguments})
 
 
 def mined(
@@ -70,7 +74,7 @@ def test_triplet_weights_are_the_closed_form(
     """dL/da = 2 (n - p), and so dL/dA = W^T 2 (n - p) / (H W): mean over tuples with a loss."""
     settings = {"num_tuples": num_tuples, "mining": mining, "seed": 4}
     dataset = make_dataset()
-    forward = TripletForward(LinearEncoder(), margin=0.1)
+    forward = TripletForward(LinearEncoder(), margin=0.1, explains="loss")
     bank = build(forward, forward.encoder.layer, dataset, **settings)
     e, _, tuples = mined(forward, dataset, **settings)
     head = forward.encoder.head.weight.detach()
@@ -223,6 +227,8 @@ def test_entries_carry_labels_keys_and_the_facts_of_the_build(
         "num_tuples": "50",
         "mining": "hardest",
         "seed": "0",
+        "explains": "match",
+        "layout": "channels_first",
         "forward": "TripletForward",
         "distance": "squared_euclidean",
         "margin": "0.7",
@@ -261,7 +267,7 @@ def test_images_without_a_loss_get_no_entry_and_are_counted(make_encoder: Make) 
             read.append(index)
             return dataset[index]
 
-    forward = TripletForward(Mean(), margin=0.2)
+    forward = TripletForward(Mean(), margin=0.2, explains="loss")
     with pytest.warns(UserWarning, match=r"2 of 6 images carry no gradient .*margin 0\.2"):
         bank = build(forward, forward.encoder.layer, Counted(), keys=list("abcdef"))
     assert read == [0, 1, 2, 3, 4, 5, 1, 2, 4, 5]
@@ -273,16 +279,14 @@ def test_images_without_a_loss_get_no_entry_and_are_counted(make_encoder: Make) 
     assert bank.labels.tolist() == [1, 2, 1, 2]
     assert bank.embeddings[:, 0].tolist() == pytest.approx([0.02, 0.1, 0.2, 0.35])
     assert bank.metadata["num_skipped"] == "2"
-    by_index = TripletForward(Mean(), margin=0.2)
-    with pytest.warns(UserWarning, match="2 of 6"):
-        assert build(by_index, by_index.encoder.layer, dataset).keys == ("1", "2", "4", "5")
 
 
 def test_no_loss_at_all_is_an_error_that_says_what_to_do(
     make_encoder: Make, make_dataset: Make
 ) -> None:
     forward = TripletForward(make_encoder(), margin=-100.0)
-    with pytest.raises(InputError, match=r"none of the 12 images .*margin -100\.0.* larger margin"):
+    message = r"none of the 12 images .*margin -100\.0.*\(take mining='all'"
+    with pytest.raises(InputError, match=message):
         build(forward, forward.encoder.layer, make_dataset())
 
 
@@ -321,6 +325,10 @@ def test_a_single_image_of_a_class_in_a_stream_is_refused_after_the_first_pass(
     ("arguments", "message"),
     [
         ({"forward": nn.Identity()}, "forward is Identity; expected a TripletForward"),
+        ({"layer": "conv"}, "layer is 'conv'; expected a module"),
+        ({"layer": []}, r"layer is \[\]; expected a module"),
+        ({"activation_budget": "1GB"}, "activation_budget is '1GB'; expected a number of bytes"),
+        ({"layout": "tokens", "grid": 7}, r"grid is 7; expected \(rows, columns\)"),
         ({"dataset": []}, "dataset is empty"),
         ({"num_tuples": 0}, "num_tuples is 0"),
         ({"mining": "easiest"}, "mining is 'easiest'"),
@@ -374,9 +382,9 @@ def test_layers_that_do_not_serve_are_refused_at_the_first_batch(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e[:, :, None], r"returned \(3, 5, 1\) for 3 images; expected .*\(3, D\)"),
+        (lambda e: e[:, :, None], r"returned shape \(3, 5, 1\); expected embeddings \(N, D\)"),
         (lambda e: e[:2], r"returned \(2, 5\) for 3 images"),
-        (lambda e: (e, e), "returned tuple for 3 images"),
+        (lambda e: (e, e), r"returned tuple of \[\(3, 5\), \(3, 5\)\]"),
     ],
 )
 def test_encoders_that_give_no_vectors_are_refused(
@@ -521,12 +529,12 @@ def test_channels_of_a_layer_of_several_tensors_are_concatenated(make_dataset: M
             a, b, _ = self.layer(images)
             return torch.cat([a.mean((2, 3)), 2 * b], dim=1)
 
-    forward = TripletForward(Encoder(), margin=9.0)
-    dataset = make_dataset()
+    forward = TripletForward(Encoder(), margin=9.0, explains="loss")
+    dataset = make_dataset(sizes=((10, 10),))
     bank = build(forward, forward.encoder.layer, dataset, num_tuples=1)
     e, _, tuples = mined(forward, dataset, num_tuples=1)
     p, n = e[tuples.references[:, 0]].unbind(1)
-    expected = 2 * (n - p) * torch.tensor([1 / 36, 2, 2])
+    expected = 2 * (n - p) * torch.tensor([1 / 64, 2, 2])
     assert bank.num_channels == 6
     torch.testing.assert_close(bank.weights[:, :3], expected, rtol=1e-4, atol=1e-6)
     assert (bank.weights[:, 3:] == 0).all()  # this tensor of the layer has no influence

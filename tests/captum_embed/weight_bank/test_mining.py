@@ -15,7 +15,10 @@ from captum_embed.metric_forwards import MetricForward
 from captum_embed.weight_bank import hardest
 from captum_embed.weight_bank.mining import (
     MinedTuples,
+    RandomTuples,
+    draw_pool,
     mine_tuples,
+    mixed_batches,
     require_minable,
     require_mining,
     tuple_losses,
@@ -37,6 +40,75 @@ FORWARDS = [
 
 def name(forward: MetricForward) -> str:
     return f"{type(forward).__name__}-{getattr(forward, 'loss', '')}-{forward.distance}"
+
+
+def test_a_pool_of_references_bounds_the_search_and_is_searched_exactly() -> None:
+    generator = torch.Generator().manual_seed(0)
+    e = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    labels = torch.arange(30) % 3
+    for forward in FORWARDS:
+        pool = draw_pool(labels, 9, torch.Generator().manual_seed(4))
+        found = mine_tuples(
+            forward, e, labels, num_tuples=5, mining="hardest", seed=4, reference_pool=9
+        )
+        for anchor in range(30):
+            every = [
+                loss_of(forward, e, labels, anchor, refs)
+                for refs in all_tuples(forward, labels, anchor)
+                if set(refs) <= set(pool.tolist())
+            ]
+            expected = [loss for loss in sorted(every, reverse=True)[:5] if loss != 0]
+            losses = mined_losses(forward, e, labels, found, anchor)
+            assert losses == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 40), st.integers(0, 9))
+def test_a_pool_has_two_of_each_class(classes: list[int], size: int, seed: int) -> None:
+    labels = torch.tensor(classes)
+    pool = draw_pool(labels, size, torch.Generator().manual_seed(seed)).tolist()
+    counts = Counter(classes)
+    needed = sum(min(2, count) for count in counts.values())
+    assert pool == sorted(set(pool))
+    assert len(pool) == min(len(classes), max(size, needed))
+    kept = Counter(classes[i] for i in pool)
+    assert all(kept[label] >= min(2, count) for label, count in counts.items())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(3, 40), st.integers(0, 9))
+def test_batches_mix_classes_and_no_image_is_alone(
+    classes: list[int], batch_size: int, seed: int
+) -> None:
+    labels = torch.tensor(sorted(classes))  # a data set sorted by class
+    batches = mixed_batches(labels, batch_size, torch.Generator().manual_seed(seed))
+    assert sorted(torch.cat(batches).tolist()) == list(range(len(classes)))
+    counts = Counter(classes)
+    for batch in batches:
+        assert 0 < len(batch) <= batch_size
+        for label, count in Counter(labels[batch].tolist()).items():
+            assert count >= min(2, counts[label])
+
+
+def test_every_batch_of_a_sorted_data_set_sees_all_classes() -> None:
+    labels = torch.arange(4).repeat_interleave(50)
+    batches = mixed_batches(labels, 20, torch.Generator().manual_seed(0))
+    assert all(len(labels[batch].unique()) == 4 for batch in batches)
+    assert {len(batch) for batch in batches} <= {18, 20}
+
+
+def test_a_distance_of_ones_own_is_searched_by_itself() -> None:
+    def manhattan(first: Tensor, second: Tensor) -> Tensor:
+        return (first - second).abs().sum(-1)
+
+    e = torch.randn(11, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    labels = torch.tensor([4, 4, 7, 7, 9, 9, 9, 1, 1, 4, 7])
+    for forward in (
+        TripletForward(IDENTITY, 0.5, manhattan),
+        PairForward(IDENTITY, "distance", distance=manhattan),
+        QuadrupletForward(IDENTITY, 0.5, distance=manhattan),
+    ):
+        check_hardest(forward, e, labels, 4)
 
 
 def all_tuples(forward: MetricForward, labels: Tensor, anchor: int) -> list[tuple[int, ...]]:
@@ -132,8 +204,6 @@ def test_random_tuples_are_distinct_tuples_of_the_anchor(forward: MetricForward)
 
 @pytest.mark.parametrize("forward", [FORWARDS[0], FORWARDS[4], FORWARDS[6]], ids=name)
 def test_random_tuples_are_uniform(forward: MetricForward) -> None:
-    from captum_embed.weight_bank.random_tuples import RandomTuples
-
     labels = torch.tensor([5, 6, 6, 5, 8, 6, 8, 9])
     draw = RandomTuples(labels, forward.reference_roles)
     generator = torch.Generator().manual_seed(0)
@@ -285,6 +355,9 @@ def test_pairs_need_neither_two_classes_nor_two_images_of_one() -> None:
         ((5, "hardest", None), "seed is None"),
         ((5, "semi-hard", 0), "mining is 'semi-hard'"),
         ((5, None, 0), "mining is None"),
+        ((5, "all", 0), "num_tuples is 5, and mining='all' has no use for it"),
+        ((5, "random", 0, 100), "reference_pool is 100, and mining='random' has no use"),
+        ((5, "hardest", 0, 1), "reference_pool is 1; expected an integer of at least 2"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(arguments: Any, message: str) -> None:
