@@ -6,10 +6,8 @@ filter them; weigh the activations.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from captum_embed.channel_filters import ChannelFilter
 from captum_embed.embeddings import embedding_of
 from captum_embed.errors import InputError, LayerError
+from captum_embed.evaluation_mode import require_evaluation_mode
 from captum_embed.input_executions import executions_of_inputs
 from captum_embed.layer_executions import (
     LayerExecution,
@@ -33,33 +32,22 @@ from captum_embed.layer_executions import (
     packed,
     run_layer,
 )
-from captum_embed.layouts import Layout, channels_first, checked_layout, require_layout
+from captum_embed.layouts import (
+    Layout,
+    channels_first,
+    checked_layout,
+    require_gradient_of_places,
+    require_layout,
+)
 from captum_embed.map_functions import MapFunction, over_space, weighted_sum
 from captum_embed.weight_bank import WeightBank
 from captum_embed.weight_bank.compatibility import require_fit, require_same_layer
+from captum_embed.weight_bank.neighbors import Neighbors, nearest_entries
 
-# A query this many times farther from the bank than its entries are from each other is no
-# query of its kind.
-_FAR = 10
-_SPACING_SAMPLE = 256
-
-_WITHOUT_BANK = "{} is {!r}, which only means something with a weight bank; pass weight_bank=..., or leave it out"
-
-
-class Neighbors(NamedTuple):
-    """The bank entries from which queries borrow, nearest first.
-
-    Args:
-        keys: Names of the entries, for each query k; None where the bank has none.
-        labels: Their classes, (N, k); None where the bank has none.
-        distances: Euclidean distances of the embeddings, (N, k).
-        indices: Their places in the bank, (N, k).
-    """
-
-    keys: list[list[str]] | None
-    labels: Tensor | None
-    distances: Tensor
-    indices: Tensor
+_WITHOUT_BANK = (
+    "{} is {!r}, which only means something with a weight bank; pass weight_bank=..., "
+    "or leave it out"
+)
 
 
 class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
@@ -165,8 +153,6 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         self.prefix_tokens = prefix_tokens
         self.grid = grid
         self.execution = execution
-        self._far_from: tuple[WeightBank, float] | None = None
-        self._warned_of_far_queries = False
         if weight_bank is not None:
             require_same_layer(weight_bank, self._embedding_func(), layer)
 
@@ -278,8 +264,8 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             exclude: As in :meth:`attribute`.
 
         Returns:
-            Shape (N, C), in single precision or better: the mean gradient of each channel, or with a bank the mean weights of
-            the nearest entries. A tuple where :meth:`attribute` gives one.
+            Shape (N, C), in single precision or better: the mean gradient of each channel, or
+            with a bank the mean weights of the nearest entries. A tuple where :meth:`attribute` gives one.
 
         Raises:
             InputError: As in :meth:`attribute`.
@@ -428,7 +414,9 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         weights = [[_mean_over_space(gradient) for gradient in each] for each in gradients]
         self._require_finite("grad-weights", weights)
         self._require_finite("activations", activations)
-        self._require_gradient_of_patches(found, gradients)
+        if self.layout == "tokens":
+            for each, of_places in zip(found, gradients, strict=True):
+                require_gradient_of_places(each, of_places, self.layer, self.forward_func)
         return weights, activations
 
     def _from_bank(
@@ -453,64 +441,29 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             rows = {len(tensor) for tensor in activations}
             if rows != {len(query)}:
                 raise LayerError(
-                    f"the layer{self._named()} puts out {sorted(rows)} rows for {len(query)} queries: "
-                    "which weights are theirs is unknown; choose a layer with one row per query"
+                    f"the layer{self._named()} puts out {sorted(rows)} rows for {len(query)} "
+                    "queries: which weights are theirs is unknown; choose a layer with one row per query"
                 )
             self._require_finite("activations", [activations])
             channels = [tensor.shape[1] for tensor in activations]
             require_fit(self.weight_bank, embeddings, sum(channels), len(query))
             indices = self._nearest(embeddings, num_neighbors, exclude).indices
-            borrowed = self.weight_bank.weights[indices.to(self.weight_bank.device)]
-            weights = _wide(borrowed).mean(1).to(activations[0].device)
+            weights = self.weight_bank.mean_weights(indices).to(activations[0].device)
         return [list(weights.split(channels, dim=1))], [activations]
 
     def _nearest(
         self, embeddings: Tensor, num_neighbors: int | None, exclude: Collection[Any] | None
     ) -> Neighbors:
-        bank = self.weight_bank
-        assert bank is not None
+        assert self.weight_bank is not None
         count = self.num_neighbors if num_neighbors is None else num_neighbors
-        settings = {} if exclude is None else {"exclude": exclude}
-        distances, indices = bank.search(embeddings, count, **settings)
-        self._warn_of_far_queries(bank, distances)
-        keys, places = bank.keys, indices.tolist()
-        return Neighbors(
-            None if keys is None else [[keys[place] for place in row] for row in places],
-            None if bank.labels is None else bank.labels[indices.to(bank.labels.device)],
-            distances,
-            indices,
-        )
-
-    def _warn_of_far_queries(self, bank: WeightBank, distances: Tensor) -> None:
-        if self._warned_of_far_queries or len(bank) < 2:
-            return
-        if self._far_from is None or self._far_from[0] is not bank:
-            step = -(-len(bank) // _SPACING_SAMPLE)
-            spacing = bank.search(bank.embeddings[::step], 2)[0][:, 1].max()
-            self._far_from = bank, _FAR * float(spacing)
-        limit, farthest = self._far_from[1], float(distances[:, 0].max())
-        if 0 < limit < farthest:
-            self._warned_of_far_queries = True
-            warnings.warn(
-                f"a query is {farthest:.3g} from its nearest bank entry, and the bank's entries are "
-                f"at most {limit / _FAR:.3g} from each other's nearest: the borrowed weights say "
-                "little about it; are the images scaled and normalised as the bank's were?",
-                stacklevel=2,
-            )
+        return nearest_entries(self.weight_bank, embeddings, count, exclude)
 
     def _require_evaluation_mode(self) -> None:
-        owner = getattr(self._embedding_func(), "__self__", self._embedding_func())
-        roots = [
-            one for one in (owner, self.forward_func, self.layer) if isinstance(one, nn.Module)
-        ]
-        for root in roots:
-            for name, module in root.named_modules():
-                if module.training and depends_on_mode(type(module)):
-                    raise LayerError(
-                        f"'{name}' ({type(module).__name__}) is in training mode, in which it "
-                        "gives other embeddings and maps than the bank was built with; call "
-                        ".eval() on the network first"
-                    )
+        embedding_func = self._embedding_func()
+        network = getattr(embedding_func, "__self__", embedding_func)
+        for one in (network, self.forward_func, self.layer):
+            if isinstance(one, nn.Module):
+                require_evaluation_mode(one)
 
     def _embedding_func(self) -> Callable[..., Tensor]:
         if self.embedding_func is not None:
@@ -557,33 +510,6 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             image_size=tuple(image.shape[2:]) if image.dim() == 4 else None,
         )
 
-    def _require_gradient_of_patches(
-        self, found: Sequence[Sequence[Tensor]], gradients: PerExecution
-    ) -> None:
-        if self.layout != "tokens":
-            return
-        for whole, patches in zip(found, gradients, strict=True):
-            for every_token, places in zip(whole, patches, strict=True):
-                if bool(every_token.any()) and not bool(places.any()):
-                    raise LayerError(
-                        f"behind the layer{self._named()} only prefix tokens are read, so no patch "
-                        f"has a gradient and the map is zero; {self._layer_to_take()}"
-                    )
-
-    def _layer_to_take(self) -> str:
-        advice = "take the block before, or what goes into this one's attention"
-        root = getattr(self.forward_func, "module", self.forward_func)
-        name = layer_name(root, self.layer)
-        if not name:
-            return f"{advice} (its first norm)"
-        above, _, own = name.rpartition(".")
-        siblings = list(root.get_submodule(above)._modules)
-        place = siblings.index(own)
-        named = [".".join(filter(None, (above, siblings[place - 1])))] if place else []
-        norms = [n for n, m in self.layer.named_modules() if n and "Norm" in type(m).__name__]
-        named += [f"{name}.{norm}" for norm in norms[:1]]
-        return f"{advice}: {' or '.join(map(repr, named))}" if named else advice
-
     def _named(self) -> str:
         name = layer_name(self.forward_func, self.layer)
         return f" '{name}'" if name else f" ({type(self.layer).__name__})"
@@ -595,21 +521,6 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             f"the {what} of the layer ({type(self.layer).__name__}) hold NaN or infinite values; "
             "look for them in the inputs, the network's parameters, and the loss"
         )
-
-
-@cache
-def depends_on_mode(kind: type[nn.Module]) -> bool:
-    """Whether a class of modules reads ``self.training``, as dropout and batch norm do.
-
-    Example::
-
-        >>> from torch import nn
-        >>> depends_on_mode(nn.BatchNorm2d), depends_on_mode(nn.Conv2d)
-        (True, False)
-    """
-    own = (each for each in kind.__mro__ if each not in (nn.Module, object))
-    codes = (getattr(f, "__code__", None) for each in own for f in vars(each).values())
-    return any(code is not None and "training" in code.co_names for code in codes)
 
 
 def _mean_over_space(gradient: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
 
-# One tensor; a tuple, one for each input; for a layer that returns several tensors a tuple of these.
-Maps = Any
+# One tensor, or a tuple with one for each input. (Of a layer that returns several tensors, each is
+# a tuple in turn; the type leaves that out.)
+Maps = Tensor | tuple[Tensor, ...]
 
 # For each input, for each tensor of the layer.
 PerExecution = list[list[Tensor]]
@@ -74,8 +75,8 @@ def checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
     """
     if not isinstance(inputs, (Tensor, tuple)):
         raise InputError(
-            f"inputs is {type(inputs).__name__}; expected a tensor (N, ...), or a tuple of such, one "
-            "for each argument of the forward function: join images of one batch with "
+            f"inputs is {type(inputs).__name__}; expected a tensor (N, ...), or a tuple of such, "
+            "one for each argument of the forward function: join images of one batch with "
             "torch.stack(images)"
         )
     formatted = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -159,7 +160,7 @@ def packed(
     Returns:
         One result; a tuple of one per execution, or per tensor; or a tuple of tuples.
     """
-    results = [
+    results: list[Any] = [
         tuple(result_of(w, a) for w, a in zip(*each, strict=True))
         for each in zip(weights, activations, strict=True)
     ]
@@ -188,8 +189,8 @@ def layer_gradients(
     """
     if not isinstance(output, Tensor):
         raise InputError(
-            f"the forward function returned {type(output).__name__}; expected one value per example, "
-            "(N,), or one scalar: let it return the tensor to be explained"
+            f"the forward function returned {type(output).__name__}; expected one value per "
+            "example, (N,), or one scalar: let it return the tensor to be explained"
         )
     values = torch.unbind(output) if output.dim() > 0 else (output,)
     if any(value.numel() != 1 for value in values):
@@ -280,10 +281,8 @@ class _Recorder:
     def _record(self, value: Any) -> Any:
         thread = threading.get_ident()
         own = thread == self._thread
-        if (
-            not self._watching
-            or (not own
-            and (thread in _CALLS or threading.current_thread() in self._older_threads))
+        if not self._watching or (
+            not own and (thread in _CALLS or threading.current_thread() in self._older_threads)
         ):
             return None
         items = list(value) if isinstance(value, (tuple, list)) else [value]
