@@ -29,7 +29,7 @@ def require_evaluation_mode(network: nn.Module) -> None:
         captum_embed.errors.LayerError: the module '1' (BatchNorm2d) is in training mode, ...
     """
     for name, module in network.named_modules():
-        if module.training and depends_on_mode(type(module)):
+        if module.training and depends_on_mode(type(module)):  # type: ignore[arg-type]
             raise LayerError(
                 f"the module '{name}' ({type(module).__name__}) is in training mode, in which the "
                 "network gives other embeddings and maps than the bank was built with; call "

@@ -222,7 +222,7 @@ def require_layout(
     ):
         raise _refused(shape, layout, named, None)
     last = _channels_are_last(shape, layer, tuple(image.shape))
-    if last is None and tensor.dim() == 3 and image.dim() == 4 and layout == "channels_first":
+    if tensor.dim() == 3 and image.dim() == 4 and layout != "tokens" and last is not False:
         raise _refused(shape, layout, named, "tokens")
     if last is not None and last != (layout != "channels_first"):
         likely = "channels_first" if not last else "tokens" if len(shape) == 3 else "channels_last"

@@ -82,8 +82,8 @@ def _warn_if_far(bank: WeightBank, distance: float) -> None:
     if distance > far:
         _far_from[bank] = float("inf")
         warnings.warn(
-            f"a query is {distance:.3g} from its nearest bank entry, and the bank's entries at most "
-            f"{far / _FAR:.3g} from theirs: the borrowed weights say little about it; are its "
+            f"a query is {distance:.3g} from its nearest bank entry, and the bank's entries at "
+            f"most {far / _FAR:.3g} from theirs: the borrowed weights say little about it; are its "
             "images scaled and normalised as the bank's were?",
             stacklevel=2,
         )
