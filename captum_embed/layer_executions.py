@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from captum._utils.common import _format_tensor_into_tuples, _run_forward, _sort_key_list
+from captum._utils.common import _run_forward, _sort_key_list
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
+
+# One tensor, or a tuple with one for each input. (Of a layer that returns several tensors, each is
+# a tuple in turn; the type leaves that out.)
+Maps = Tensor | tuple[Tensor, ...]
+
+# For each input, for each tensor of the layer.
+PerExecution = list[list[Tensor]]
+
+# Calls in progress, by thread, and the lock under which hooks come and go: torch numbers them
+# without one.
+_CALLS: Counter[int] = Counter()
+_REGISTRATION = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -23,14 +36,29 @@ class LayerExecution:
         shards: For each device, in batch order, the tensors of the layer's output (or input).
             One shard holding one tensor is the usual case; more shards come from
             ``torch.nn.DataParallel``, more tensors from a layer that returns a tuple.
+        rows: For each shard, which rows belong to this execution; None: all.
     """
 
     shards: tuple[tuple[Tensor, ...], ...]
+    rows: tuple[slice, ...] | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The layer's tensors, batches of all devices joined on the first one."""
-        return _join(self.shards)
+        return self.join(self.shards)
+
+    def join(self, shards: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+        """Tensors shaped as the shards, this execution's rows of each, joined over devices."""
+        if self.rows is not None:
+            shards = [
+                [t[rows] for t in shard] for shard, rows in zip(shards, self.rows, strict=True)
+            ]
+        if len(shards) == 1:
+            return tuple(shards[0])
+        return tuple(
+            torch.cat([part.to(parts[0].device) for part in parts])
+            for parts in zip(*shards, strict=True)
+        )
 
 
 def checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
@@ -45,9 +73,15 @@ def checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
     Raises:
         InputError: Something else, or no examples.
     """
-    formatted = _format_tensor_into_tuples(inputs)
+    if not isinstance(inputs, (Tensor, tuple)):
+        raise InputError(
+            f"inputs is {type(inputs).__name__}; expected a tensor (N, ...), or a tuple of such, "
+            "one for each argument of the forward function: join images of one batch with "
+            "torch.stack(images)"
+        )
+    formatted = inputs if isinstance(inputs, tuple) else (inputs,)
     if not formatted or not all(isinstance(tensor, Tensor) for tensor in formatted):
-        kinds = [type(item).__name__ for item in formatted or ()]
+        kinds = [type(item).__name__ for item in formatted]
         raise InputError(f"inputs hold {kinds}; expected a tensor or a tuple of tensors")
     for place, tensor in enumerate(formatted):
         if tensor.dim() == 0 or tensor.shape[0] == 0:
@@ -104,10 +138,34 @@ def run_layer(
     """
     recorder = _Recorder(cut)
     with recorder.watching(layer, attribute_to_layer_input):
-        output = _run_forward(forward_func, inputs, target, additional_forward_args)
-    if not recorder.executions:
+        output = _run(forward_func, inputs, target, additional_forward_args)
+    executions = recorder.of_this_call()
+    if not executions:
         raise LayerError(_never_ran(forward_func, layer))
-    return output, recorder.gather(forward_func, device_ids)
+    return output, _by_device(executions, forward_func, device_ids)
+
+
+def packed(
+    weights: PerExecution,
+    activations: PerExecution,
+    result_of: Callable[[Tensor, Tensor], Tensor],
+) -> Maps:
+    """The result of each execution and tensor, unpacked where there is only one.
+
+    Args:
+        weights: For each execution, for each tensor, what is computed per channel.
+        activations: The tensors themselves, in the same order.
+        result_of: Makes a result of one of each.
+
+    Returns:
+        One result; a tuple of one per execution, or per tensor; or a tuple of tuples.
+    """
+    results: list[Any] = [
+        tuple(result_of(w, a) for w, a in zip(*each, strict=True))
+        for each in zip(weights, activations, strict=True)
+    ]
+    unpacked = [result if len(result) > 1 else result[0] for result in results]
+    return tuple(unpacked) if len(unpacked) > 1 else unpacked[0]
 
 
 def layer_gradients(
@@ -129,6 +187,11 @@ def layer_gradients(
     Raises:
         InputError: The output has several values per example, or does not depend on the layer.
     """
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"the forward function returned {type(output).__name__}; expected one value per "
+            "example, (N,), or one scalar: let it return the tensor to be explained"
+        )
     values = torch.unbind(output) if output.dim() > 0 else (output,)
     if any(value.numel() != 1 for value in values):
         raise InputError(
@@ -136,8 +199,8 @@ def layer_gradients(
             "per example; expected one value per example, (N,), or one scalar: pass `target`, or "
             "let the forward function return the loss"
         )
-    tensors = [t for execution in executions for shard in execution.shards for t in shard]
-    differentiable = [t for t in tensors if t.requires_grad]
+    tensors = {id(t): t for each in executions for shard in each.shards for t in shard}
+    differentiable = [t for t in tensors.values() if t.requires_grad]
     if not differentiable or not output.requires_grad:
         raise InputError(
             "the output of the forward function does not depend on the layer through a graph; "
@@ -159,7 +222,7 @@ def layer_gradients(
         return torch.zeros_like(tensor) if grad is None else grad
 
     return [
-        _join(tuple(tuple(gradient(t) for t in shard) for shard in execution.shards))
+        execution.join([[gradient(t) for t in shard] for shard in execution.shards])
         for execution in executions
     ]
 
@@ -180,26 +243,48 @@ def layer_name(root: Any, layer: nn.Module) -> str | None:
 
 
 class _Recorder:
-    """Keeps the executions of one layer, by device, in the order in which they happen."""
+    """Keeps the executions of one layer that belong to one call.
+
+    Other threads may run the layer meanwhile, for calls of their own or for none. Only the call's
+    own thread belongs to it, and, where the layer never runs in that one, threads that the call
+    started: ``DataParallel`` runs a replica in each.
+    """
 
     def __init__(self, cut: bool) -> None:
-        self.executions: dict[torch.device, list[tuple[Tensor, ...]]] = {}
+        self._own: list[tuple[Tensor, ...]] = []
+        self._of_workers: list[tuple[Tensor, ...]] = []
         self._cut = cut
-        # DataParallel runs one replica per thread.
-        self._lock = threading.Lock()
+        self._thread = threading.get_ident()
+        self._older_threads = frozenset(threading.enumerate())
+        self._other_calls = False
+        self._watching = True
 
     @contextmanager
     def watching(self, layer: nn.Module, at_input: bool) -> Iterator[None]:
-        if at_input:
-            handle = layer.register_forward_pre_hook(lambda _, args: self._record(args))
-        else:
-            handle = layer.register_forward_hook(lambda _, __, output: self._record(output))
+        with _REGISTRATION:
+            _CALLS[self._thread] += 1
+            if at_input:
+                handle = layer.register_forward_pre_hook(lambda _, args: self._record(args))
+            else:
+                handle = layer.register_forward_hook(lambda _, __, out: self._record(out))
         try:
             yield
         finally:
-            handle.remove()
+            # A copy of the network that another thread took meanwhile keeps the hook.
+            self._watching = False
+            with _REGISTRATION:
+                handle.remove()
+                _CALLS[self._thread] -= 1
+                if not _CALLS[self._thread]:
+                    del _CALLS[self._thread]
 
     def _record(self, value: Any) -> Any:
+        thread = threading.get_ident()
+        own = thread == self._thread
+        if not self._watching or (
+            not own and (thread in _CALLS or threading.current_thread() in self._older_threads)
+        ):
+            return None
         items = list(value) if isinstance(value, (tuple, list)) else [value]
         places = [i for i, item in enumerate(items) if _is_real(item)]
         if not places:
@@ -207,12 +292,14 @@ class _Recorder:
                 f"the layer passes {type(value).__name__} with no floating-point tensor in it; "
                 "choose a layer whose output is a tensor, or a tuple of tensors"
             )
-        device = items[places[0]].device
-        with self._lock:
-            earlier = self.executions.setdefault(device, [])
-            detach = self._cut and not earlier
-            recorded = tuple(_recorded(items[i], detach) for i in places)
-            earlier.append(recorded)
+        # The graph of a thread that may not be ours is left whole.
+        detach = self._cut and own and not self._own
+        recorded = tuple(_recorded(items[i], detach) for i in places)
+        if own:
+            self._own.append(recorded)
+        else:
+            self._other_calls |= len(_CALLS) > 1
+            self._of_workers.append(recorded)
         if not torch.is_grad_enabled():
             return None
         # The layer's successors get a clone, so that an in-place one cannot alter the record.
@@ -222,23 +309,55 @@ class _Recorder:
             return items[0]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
-    def gather(
-        self, forward_func: Callable[..., Any], device_ids: Sequence[int] | None
-    ) -> list[LayerExecution]:
-        devices = list(self.executions)
-        if len(devices) > 1:
-            if device_ids is None:
-                device_ids = getattr(forward_func, "device_ids", None)
-            if device_ids is None:
-                raise InputError(
-                    f"the layer ran on {len(devices)} devices and the batch order of their parts "
-                    "is unknown; pass device_ids, as given to DataParallel"
-                )
-            devices = _sort_key_list(devices, list(device_ids))
-        per_device = [self.executions[device] for device in devices]
-        if len({len(executions) for executions in per_device}) > 1:
-            raise LayerError("the layer ran a different number of times on each device")
-        return [LayerExecution(shards) for shards in zip(*per_device, strict=True)]
+    def of_this_call(self) -> list[tuple[Tensor, ...]]:
+        """What the layer put out in this call, in the order in which it did on each device."""
+        if not self._own and self._of_workers and self._other_calls:
+            raise LayerError(
+                "the layer ran in threads that the forward function started, while another call "
+                "was explaining too: which of the two they belong to is unknown; make calls of a "
+                "DataParallel on several devices one after the other"
+            )
+        return self._own or self._of_workers
+
+
+def _run(
+    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], target: Any, arguments: Any
+) -> Any:
+    try:
+        return _run_forward(forward_func, inputs, target, arguments)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        dtypes = [tensor.dtype for tensor in inputs]
+        if all(dtype.is_floating_point or dtype.is_complex for dtype in dtypes):
+            raise
+        raise InputError(
+            f"the forward function fails on inputs of {', '.join(map(str, dtypes))} ({error}); "
+            "convert images to floating point, scaled and normalised as in training, such as "
+            "images.float() / 255"
+        ) from error
+
+
+def _by_device(
+    executions: list[tuple[Tensor, ...]],
+    forward_func: Callable[..., Any],
+    device_ids: Sequence[int] | None,
+) -> list[LayerExecution]:
+    by_device: dict[torch.device, list[tuple[Tensor, ...]]] = {}
+    for tensors in executions:
+        by_device.setdefault(tensors[0].device, []).append(tensors)
+    devices = list(by_device)
+    if len(devices) > 1:
+        if device_ids is None:
+            device_ids = getattr(forward_func, "device_ids", None)
+        if device_ids is None:
+            raise InputError(
+                f"the layer ran on {len(devices)} devices and the batch order of their parts is "
+                "unknown; pass device_ids, as given to DataParallel"
+            )
+        devices = _sort_key_list(devices, list(device_ids))
+    per_device = [by_device[device] for device in devices]
+    if len({len(executions) for executions in per_device}) > 1:
+        raise LayerError("the layer ran a different number of times on each device")
+    return [LayerExecution(shards) for shards in zip(*per_device, strict=True)]
 
 
 def _is_real(item: Any) -> bool:
@@ -253,19 +372,18 @@ def _recorded(tensor: Tensor, detach: bool) -> Tensor:
     return tensor if tensor.requires_grad else tensor.requires_grad_()
 
 
-def _join(shards: tuple[tuple[Tensor, ...], ...]) -> tuple[Tensor, ...]:
-    if len(shards) == 1:
-        return shards[0]
-    return tuple(
-        torch.cat([part.to(parts[0].device) for part in parts])
-        for parts in zip(*shards, strict=True)
-    )
-
-
 def _never_ran(forward_func: Callable[..., Any], layer: nn.Module) -> str:
     message = f"the layer ({type(layer).__name__}) did not run in the forward pass"
+    if _is_compiled(forward_func):
+        return (
+            f"{message}: torch.compile made code of the network before, and that code runs past "
+            "the layer; give the network as it was before torch.compile"
+        )
     if not isinstance(forward_func, nn.Module):
-        return f"{message}; choose a module that the forward function calls"
+        return (
+            f"{message}; choose a module that the forward function calls (of a network that "
+            "torch.compile has compiled, none is: give the network as it was before)"
+        )
     name = layer_name(forward_func, layer)
     if name is None:
         return (
@@ -273,3 +391,12 @@ def _never_ran(forward_func: Callable[..., Any], layer: nn.Module) -> str:
             "from its named_modules(), of this very object and not of a copy"
         )
     return f"{message}: '{name}' is in the model, but nothing calls it; choose one that is called"
+
+
+def _is_compiled(forward_func: Any) -> bool:
+    if not isinstance(forward_func, nn.Module):
+        return hasattr(forward_func, "_torchdynamo_orig_callable")
+    return any(
+        hasattr(each, "_orig_mod") or getattr(each, "_compiled_call_impl", None) is not None
+        for each in forward_func.modules()
+    )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
+from captum_embed.layer_executions import layer_name
 
 Layout = Literal["channels_first", "channels_last", "tokens"]
 
@@ -211,7 +212,7 @@ def require_layout(
         >>> require_layout(torch.rand(2, 8, 8, 64), "channels_last", norm, image)
         >>> require_layout(torch.rand(2, 8, 8, 64), "channels_first", norm, image)
         Traceback (most recent call last):
-        captum_embed.errors.LayerError: ... (2, 8, 8, 64) ... layout='channels_last' ...
+        captum_embed.errors.LayerError: the layer has shape (2, 8, 8, 64), which does not ...
     """
     shape = tuple(tensor.shape)
     if tensor.dim() < 3:
@@ -221,11 +222,51 @@ def require_layout(
     ):
         raise _refused(shape, layout, named, None)
     last = _channels_are_last(shape, layer, tuple(image.shape))
-    if last is None and tensor.dim() == 3 and image.dim() == 4 and layout == "channels_first":
+    if tensor.dim() == 3 and image.dim() == 4 and layout != "tokens" and last is not False:
         raise _refused(shape, layout, named, "tokens")
     if last is not None and last != (layout != "channels_first"):
         likely = "channels_first" if not last else "tokens" if len(shape) == 3 else "channels_last"
         raise _refused(shape, layout, named, likely)
+
+
+def require_gradient_of_places(
+    gradients: Sequence[Tensor],
+    of_places: Sequence[Tensor],
+    layer: nn.Module,
+    forward_func: Any,
+) -> None:
+    """Refuses tokens of which only the prefix is read behind the layer: their map would be zero.
+
+    Args:
+        gradients: Gradients of all tokens, (N, T, C), for each tensor of the layer.
+        of_places: Those of the tokens that have a place, from :func:`channels_first`.
+        layer: The layer.
+        forward_func: The forward function, in which neighbours of the layer are looked up.
+
+    Raises:
+        LayerError: They are; it names the layer to take.
+    """
+    for whole, places in zip(gradients, of_places, strict=True):
+        if bool(whole.any()) and not bool(places.any()):
+            root = getattr(forward_func, "module", forward_func)
+            name = layer_name(root, layer)
+            raise LayerError(
+                f"behind the layer{f' {name!r}' if name else ''} only prefix tokens are read, so "
+                f"no patch has a gradient and the map is zero; {_layer_to_take(root, layer, name)}"
+            )
+
+
+def _layer_to_take(root: Any, layer: nn.Module, name: str | None) -> str:
+    advice = "take the block before, or the norm in front of this one's attention"
+    if not name:
+        return advice
+    above, _, own = name.rpartition(".")
+    siblings = list(dict(root.get_submodule(above).named_children()))
+    place = siblings.index(own)
+    named = [".".join(filter(None, (above, siblings[place - 1])))] if place else []
+    norms = [n for n, m in layer.named_modules() if n and "Norm" in type(m).__name__]
+    named += [f"{name}.{norm}" for norm in norms[:1]]
+    return f"{advice}: {' or '.join(map(repr, named))}" if named else advice
 
 
 def _refused(shape: tuple[int, ...], layout: Layout, named: str, likely: str | None) -> LayerError:
@@ -265,7 +306,7 @@ def _widths(layer: nn.Module) -> tuple[set[int], set[int], set[int]]:
     last: set[int] = set()
     others: set[int] = set()
     for module in layer.modules():
-        names = ("in_channels", "out_channels", "num_features", "num_channels")
+        names: tuple[str, ...] = ("in_channels", "out_channels", "num_features", "num_channels")
         if any(isinstance(getattr(module, name, None), int) for name in names[:2]) or isinstance(
             module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)
         ):

@@ -152,7 +152,7 @@ def border_mean(activations: Tensor) -> Tensor:
         Shape (N, C, 1, 1).
 
     Raises:
-        LayerError: The layer has no height and width.
+        LayerError: The layer has no height and width, or one of them is below 3.
 
     Example::
 
@@ -169,6 +169,12 @@ def _border(activations: Tensor) -> Tensor:
         raise LayerError(
             f"the layer's output has shape {tuple(activations.shape)}, which has no border; "
             "expected (N, C, H, W)"
+        )
+    if min(activations.shape[2:]) < 3:
+        raise LayerError(
+            f"the layer's output has {activations.shape[2]} x {activations.shape[3]} places, which "
+            "are all border; expected at least 3 x 3: choose an earlier layer, give larger images, "
+            "or take another map_func"
         )
     border = torch.ones(activations.shape[2:], dtype=torch.bool, device=activations.device)
     border[1:-1, 1:-1] = False

@@ -64,6 +64,11 @@ class MetricForward(EncoderForward):
         references = inputs[1 : 1 + len(self.reference_roles)]
         return (0, *(i for i, one in enumerate(references, 1) if one.dim() == inputs[0].dim()))
 
+    def image_inputs(self, *inputs: Tensor) -> tuple[int, ...]:
+        """Which arguments of a call are images, and so pass through the encoder in this order."""
+        references = inputs[1 : 1 + len(self.reference_roles)]
+        return (0, *(i for i, one in enumerate(references, 1) if one.dim() == inputs[0].dim()))
+
     def tuple_loss(self, anchor: Tensor, *references: Tensor) -> Tensor:
         """Loss of each tuple: embeddings (..., D), broadcast over leading dimensions, to (...)."""
         raise NotImplementedError

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from captum_embed import channel_filters
 from captum_embed.channel_filters import ChannelFilter
 from captum_embed.grad_cam import EmbeddingLayerGradCam
-from captum_embed.layer_results import Maps
+from captum_embed.layer_executions import Maps
 from captum_embed.map_functions import MapFunction, background_distance
 from captum_embed.weight_bank import WeightBank
 

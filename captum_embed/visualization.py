@@ -32,7 +32,7 @@ def heatmap(attribution: Tensor, size: tuple[int, int], *, sqrt: bool = False) -
         Array (height, width) in [0, 1]; all zero where nothing in the map is positive.
 
     Raises:
-        InputError: The attribution holds more than one map, or values that are not finite.
+        InputError: The attribution is no map, holds more than one, or values that are not finite.
 
     Example::
 
@@ -42,10 +42,13 @@ def heatmap(attribution: Tensor, size: tuple[int, int], *, sqrt: bool = False) -
                [0. , 1. ]], dtype=float32)
     """
     rows, columns = attribution.shape[-2:] if attribution.dim() >= 2 else (0, 0)
-    if attribution.numel() == 0 or attribution.numel() != rows * columns:
+    # Grad-weights (1, C) and maps of tokens (1, 1, T) are no pictures.
+    is_line = attribution.dim() < 4 and min(rows, columns) == 1 < max(rows, columns)
+    if attribution.numel() == 0 or attribution.numel() != rows * columns or is_line:
         raise InputError(
             f"attribution has shape {tuple(attribution.shape)}; expected one map, (h, w) or "
-            "(1, 1, h, w): pass one image's map, summed over channels"
+            "(1, 1, h, w): pass one image's map, summed over channels (of a layer with tokens, "
+            "computed with layout='tokens')"
         )
     if not bool(torch.isfinite(attribution).all()):
         raise InputError("attribution holds NaN or infinite values")

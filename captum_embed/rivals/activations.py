@@ -13,8 +13,8 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_embed.errors import LayerError
-from captum_embed.layer_executions import checked_inputs, run_layer
-from captum_embed.layer_results import Maps, packed, split_batches
+from captum_embed.input_executions import executions_of_inputs
+from captum_embed.layer_executions import Maps, checked_inputs, packed, run_layer
 
 
 class ActivationMap(LayerAttribution):
@@ -72,19 +72,22 @@ class ActivationMap(LayerAttribution):
             [(2, 1, 6, 6), (2, 1, 6, 6), (2, 1, 6, 6)]
         """
         images = checked_inputs(inputs)
+        arguments = _format_additional_forward_args(additional_forward_args)
         with torch.no_grad():
             _, executions = run_layer(
                 self.forward_func,
                 self.layer,
                 images,
                 None,
-                _format_additional_forward_args(additional_forward_args),
+                arguments,
                 device_ids=self.device_ids,
                 attribute_to_layer_input=attribute_to_layer_input,
             )
-            activations = [list(execution.tensors) for execution in executions]
-            require_finite("activations", self.layer, activations)
-            each = split_batches(activations, images[0].shape[0])
+            executions = executions_of_inputs(
+                executions, self.forward_func, self.layer, images, arguments
+            )
+            each = [list(execution.tensors) for execution in executions]
+            require_finite("activations", self.layer, each)
 
             def map_of(activation: Tensor, _: Tensor) -> Tensor:
                 require_positions(activation)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_embed.errors import InputError
-from captum_embed.rivals.references import embed, image_batches
+from captum_embed.rivals.references import image_batches
+from captum_embed.similarity_forward import SimilarityForward
 
 
 class COCOA(Attribution):
@@ -34,7 +32,7 @@ class COCOA(Attribution):
         foils: What is contrasted with, in the same way. None: nothing.
 
     Raises:
-        InputError: Corpus and foils do not fit.
+        InputError: Corpus or foils are neither embeddings nor images.
 
     Source: Lin, Chen, Kim, Lee, Contrastive Corpus Attribution for Explaining Representations,
         ICLR 2023 (arXiv 2210.00107), section 3.
@@ -59,7 +57,7 @@ class COCOA(Attribution):
         corpus: Tensor,
         foils: Tensor | None = None,
     ) -> None:
-        super().__init__(_CorpusSimilarity(encoder, corpus, foils))
+        super().__init__(SimilarityForward(encoder, corpus, foils))
         self.method = method(self.forward_func)
 
     @log_usage()
@@ -91,38 +89,3 @@ class COCOA(Attribution):
         """
         (images,) = image_batches((inputs,), None)
         return self.method.attribute(images, **method_arguments)
-
-
-class _CorpusSimilarity(nn.Module):
-    """Mean cosine to the corpus less that to the foils: linear in the mean of unit embeddings."""
-
-    def __init__(self, encoder: nn.Module, corpus: Tensor, foils: Tensor | None) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.direction = self._mean("the corpus", corpus)
-        if foils is not None:
-            foil = self._mean("the foil", foils)
-            if foil.shape != self.direction.shape:
-                raise InputError(
-                    f"the foil's embeddings have width {len(foil)}, the corpus's "
-                    f"{len(self.direction)}; expected embeddings of one encoder"
-                )
-            self.direction = self.direction - foil.to(self.direction)
-
-    def _mean(self, what: str, references: Tensor) -> Tensor:
-        if not isinstance(references, Tensor) or references.dim() < 2 or 0 in references.shape:
-            is_tensor = isinstance(references, Tensor)
-            given = tuple(references.shape) if is_tensor else type(references).__name__
-            raise InputError(f"{what} is {given}; expected embeddings (R, D) or images (R, ...)")
-        with torch.no_grad():
-            embedded = references if references.dim() == 2 else embed(self.encoder, references)
-            return F.normalize(embedded.detach(), dim=1).mean(0)
-
-    def forward(self, images: Tensor) -> Tensor:
-        embeddings = F.normalize(embed(self.encoder, images), dim=1)
-        if embeddings.shape[1:] != self.direction.shape:
-            raise InputError(
-                f"the corpus's embeddings have width {len(self.direction)}, the images' "
-                f"{embeddings.shape[1]}; expected embeddings of one encoder"
-            )
-        return embeddings @ self.direction.to(embeddings)

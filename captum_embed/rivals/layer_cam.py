@@ -13,8 +13,14 @@ from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_embed.layer_executions import checked_inputs, layer_gradients, run_layer
-from captum_embed.layer_results import Maps, packed, split_batches
+from captum_embed.input_executions import executions_of_inputs
+from captum_embed.layer_executions import (
+    Maps,
+    checked_inputs,
+    layer_gradients,
+    packed,
+    run_layer,
+)
 from captum_embed.rivals.activations import require_finite
 
 
@@ -112,15 +118,19 @@ class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
             torch.Size([2, 1, 6, 6])
         """
         images = checked_inputs(inputs)
+        arguments = _format_additional_forward_args(additional_forward_args)
         with torch.enable_grad():
             output, executions = run_layer(
                 self.forward_func,
                 self.layer,
                 images,
                 target,
-                _format_additional_forward_args(additional_forward_args),
+                arguments,
                 device_ids=self.device_ids,
                 attribute_to_layer_input=attribute_to_layer_input,
+            )
+            executions = executions_of_inputs(
+                executions, self.forward_func, self.layer, images, arguments
             )
             found = layer_gradients(output, executions, grad_kwargs)
         gradients = [[tensor.detach() for tensor in each] for each in found]
@@ -134,5 +144,4 @@ class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
                 weighed = weighed.sum(dim=1, keepdim=True)
             return F.relu(weighed) if relu_attributions else weighed
 
-        batch = images[0].shape[0]
-        return packed(split_batches(gradients, batch), split_batches(activations, batch), map_of)
+        return packed(gradients, activations, map_of)

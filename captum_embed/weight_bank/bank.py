@@ -182,13 +182,23 @@ class WeightBank:
             InputError: As :meth:`search`.
             BankMismatchError: As :meth:`search`.
         """
-        _, indices = self.search(queries, k)
+        return self.mean_weights(self.search(queries, k)[1])
+
+    def mean_weights(self, indices: Tensor) -> Tensor:
+        """Grad-weights averaged over entries.
+
+        Args:
+            indices: Places of k entries for each query, (Q, k), int64.
+
+        Returns:
+            Shape (Q, C), in single precision or better, on the device of the indices.
+        """
         weights = self._entries.weights
         dtype = torch.promote_types(weights.dtype, torch.float32)
-        total = torch.zeros(len(queries), self.num_channels, dtype=dtype, device=self.device)
+        total = torch.zeros(len(indices), self.num_channels, dtype=dtype, device=self.device)
         for place in indices.to(self.device).unbind(1):
             total += weights.take(place)
-        return (total / k).to(queries.device)
+        return (total / indices.shape[1]).to(indices.device)
 
     def to(
         self,

@@ -56,7 +56,7 @@ def main() -> None:
                 last, channel_filter=channel_filters.absolute
             ),
             "last block,\nweighted norm": transfer(block, map_func=map_functions.weighted_norm),
-            "last block,\nfrom the background": EmbeddingLayerGradCam.recommended(
+            "last block,\nfrom the background": RECOMMENDED.grad_cam(
                 forward, block, weight_bank=banks[block]
             ),
         }

@@ -32,9 +32,7 @@ def nearest(encoder, bank, k):
 
 
 def test_recommended_averages_the_sizes_of_the_weights_of_its_neighbours(encoder, bank):
-    grad_cam = EmbeddingLayerGradCam.recommended(
-        TripletForward(encoder), encoder[0], weight_bank=bank
-    )
+    grad_cam = RECOMMENDED.grad_cam(TripletForward(encoder), encoder[0], weight_bank=bank)
     weights = nearest(encoder, bank, RECOMMENDED.num_neighbors).abs().mean(1)
     torch.testing.assert_close(grad_cam.grad_weights(QUERIES), weights)
     expected = RECOMMENDED.map_func(weights, encoder[0](QUERIES).detach())
@@ -72,8 +70,8 @@ def test_noise_tunnel_runs_a_recipe(encoder, bank):
 
 
 def test_the_drop_in_itself_is_unchanged_by_recipes(encoder, bank):
-    default = inspect.signature(EmbeddingLayerGradCam.attribute).parameters["num_neighbors"].default
-    assert default == 1
+    parameters = inspect.signature(EmbeddingLayerGradCam).parameters
+    assert parameters["num_neighbors"].default == 1
     plain = EmbeddingLayerGradCam(TripletForward(encoder), encoder[0], weight_bank=bank)
     weights = nearest(encoder, bank, 1)[:, 0]
     expected = (weights[:, :, None, None] * encoder[0](QUERIES).detach()).sum(1, keepdim=True)

@@ -101,7 +101,7 @@ def test_the_base_variant_is_the_library_s_recommended_recipe(cache):
     layer = network.recommended_layer
     dataset = [(to_tensor(load_rgb(r)), r.label) for r in cache.records[6:12]]
     bank = build_weight_bank(forward, layer, dataset, progress=False, **RECOMMENDED.bank_settings)
-    grad_cam = EmbeddingLayerGradCam.recommended(forward, layer, weight_bank=bank)
+    grad_cam = RECOMMENDED.grad_cam(forward, layer, weight_bank=bank)
     for place in range(3):
         image = to_tensor(load_rgb(cache.records[place]))[None]
         expected = grad_cam.attribute(image)

@@ -72,10 +72,9 @@ def test_foils_that_are_the_corpus_leave_nothing(encoder):
 @pytest.mark.parametrize(
     ("corpus", "foils", "message"),
     [
-        (normal(4), None, r"corpus is \(4,\)"),
-        ([1.0], None, "corpus is list"),
-        (normal(4, 3), normal(0, 3), r"foil is \(0, 3\)"),
-        (normal(4, 3), normal(4, 2), "foil's embeddings have width 2, the corpus's 3"),
+        (normal(4), None, r"references are \(4,\)"),
+        ([1.0], None, "references are list"),
+        (normal(4, 3), normal(0, 3), r"foils are \(0, 3\)"),
     ],
 )
 def test_refuses_sets_that_do_not_fit(encoder, corpus, foils, message):
@@ -84,5 +83,5 @@ def test_refuses_sets_that_do_not_fit(encoder, corpus, foils, message):
 
 
 def test_refuses_a_corpus_of_another_encoder(encoder):
-    with pytest.raises(InputError, match="width 5, the images' 3"):
+    with pytest.raises(InputError, match="expected equal widths"):
         COCOA(encoder, Saliency, normal(4, 5)).attribute(normal(2, 3, 6, 7))

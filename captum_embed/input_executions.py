@@ -1,0 +1,184 @@
+"""Which execution of a layer, and which rows of it, belong to which input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_embed.errors import InputError, LayerError
+from captum_embed.layer_executions import LayerExecution, layer_name
+
+
+def executions_of_inputs(
+    executions: Sequence[LayerExecution],
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    inputs: tuple[Tensor, ...],
+    additional_forward_args: tuple[Any, ...] | None = None,
+    *,
+    execution: int | None = None,
+) -> list[LayerExecution]:
+    """The execution of each input, in the order of the inputs.
+
+    A forward function may state which of its arguments are images and share one run of the
+    encoder, through ``image_inputs`` (the ones of this package do). Of any other, a single
+    input has what the layer put out, whatever its batch; k inputs are encoded one after the other,
+    or concatenated, in their order.
+
+    Args:
+        executions: All executions of one forward pass, from :func:`run_layer`.
+        forward_func: The forward function that ran.
+        layer: The layer, for messages.
+        inputs: The explained inputs, N examples each.
+        additional_forward_args: Further arguments of the forward function.
+        execution: Which run of the layer, where it runs more than once per input; counted from
+            0, or from -1 backwards.
+
+    Returns:
+        One execution per input. Where inputs shared a batch, each with its own rows.
+
+    Raises:
+        LayerError: The layer runs more than once per input and ``execution`` does not say
+            which is meant; or its rows cannot be told apart.
+        InputError: There is no such execution.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from captum_embed.layer_executions import run_layer
+        >>> layer = nn.Identity()
+        >>> def forward(x, y):
+        ...     return layer(torch.cat([x, y])).sum(1)
+        >>> inputs = torch.zeros(2, 3), torch.ones(2, 3)
+        >>> _, executions = run_layer(forward, layer, inputs)
+        >>> second = executions_of_inputs(executions, forward, layer, inputs)[1]
+        >>> second.tensors[0]
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]], grad_fn=<SliceBackward0>)
+    """
+    name = layer_name(forward_func, layer)
+    named = f"'{name}'" if name else f"({type(layer).__name__})"
+    stated = _stated_runs(forward_func, (*inputs, *(additional_forward_args or ())))
+    runs = stated or _found_runs(executions, inputs, named)
+    per_run, rest = divmod(len(executions), len(runs))
+    if rest or not per_run:
+        raise LayerError(
+            f"the layer {named} ran {len(executions)} times in {len(runs)} runs of the encoder; "
+            "expected equally often in each: choose another layer"
+        )
+    if execution is None and per_run > 1:
+        raise LayerError(
+            f"the layer {named} runs {per_run} times for each input, and each time puts out "
+            "something else; choose a layer that runs once, or say which run is meant: "
+            f"execution=0 to {per_run - 1}, or -1 for the last"
+        )
+    if execution is not None and not -per_run <= execution < per_run:
+        raise InputError(
+            f"execution is {execution}, and the layer {named} runs {per_run} times for each "
+            f"input; expected {-per_run} to {per_run - 1}"
+        )
+    chosen: dict[int, LayerExecution] = {}
+    for number, run in enumerate(runs):
+        whole = executions[number * per_run + (execution or 0) % per_run]
+        sizes = [rows for _, rows in run]
+        if len(run) == 1:
+            chosen[run[0][0]] = whole
+            continue
+        for (place, _), rows in zip(run, _split(whole, sizes, forward_func, named), strict=True):
+            chosen[place] = LayerExecution(whole.shards, rows)
+    missing = [place for place in range(len(inputs)) if place not in chosen]
+    if missing:
+        raise LayerError(
+            f"the forward function states that input {missing[0]} is no image and does not pass "
+            "the layer; give it in additional_forward_args"
+        )
+    return [chosen[place] for place in range(len(inputs))]
+
+
+# For each run of the encoder, the places of the arguments in its batch and their rows.
+_Runs = list[list[tuple[int, int]]]
+
+
+def _stated_runs(forward_func: Any, arguments: tuple[Any, ...]) -> _Runs | None:
+    inner = getattr(forward_func, "module", None)
+    state = getattr(forward_func, "image_inputs", getattr(inner, "image_inputs", None))
+    if state is None:
+        return None
+    images = [(place, arguments[place]) for place in state(*arguments)]
+    runs = [(place, len(image)) for place, image in images]
+    if len({(image.shape[1:], image.dtype, image.device) for _, image in images}) == 1:
+        return [runs]
+    return [[run] for run in runs]
+
+
+def _found_runs(
+    executions: Sequence[LayerExecution], inputs: tuple[Tensor, ...], named: str
+) -> _Runs:
+    sizes = [(place, len(one)) for place, one in enumerate(inputs)]
+    if len(inputs) == 1:
+        return [sizes]
+    rows = [sum(len(shard[0]) for shard in each.shards) for each in executions]
+    if all(count == sum(size for _, size in sizes) for count in rows):
+        return [sizes]
+    per_input, rest = divmod(len(executions), len(inputs))
+    if not rest and all(
+        count % sizes[number // per_input][1] == 0 for number, count in enumerate(rows)
+    ):
+        return [[size] for size in sizes]
+    raise LayerError(
+        f"the layer {named} ran {len(executions)} times, on {rows} rows, for {len(inputs)} inputs "
+        f"of {[size for _, size in sizes]} examples: which rows belong to which input is unknown; "
+        "encode the inputs one after the other or concatenated, in their order, and give what is "
+        "not to be explained in additional_forward_args"
+    )
+
+
+def _split(
+    whole: LayerExecution, sizes: list[int], forward_func: Any, named: str
+) -> list[tuple[slice, ...]]:
+    """For each input of a concatenated batch, its rows in each shard."""
+    held = [[len(tensor) for tensor in shard] for shard in whole.shards]
+    counts = [shard[0] for shard in held]
+    if any(len(set(shard)) > 1 for shard in held) or sum(counts) != sum(sizes):
+        raise LayerError(
+            f"the layer {named} puts out {held if len(held) > 1 else held[0]} rows for inputs of "
+            f"{sizes} examples in one batch: which rows belong to which is unknown; explain one "
+            "input, with the others as embeddings in additional_forward_args"
+        )
+    if len(counts) > 1 and getattr(forward_func, "device_ids", None) is not None:
+        return _split_each_shard(counts, sizes, named)
+    if len(counts) > 1 and not hasattr(forward_func, "image_inputs"):
+        raise LayerError(
+            f"the layer {named} ran on {len(counts)} devices, on a batch that several inputs "
+            "share: whether they were joined before or after the batch was divided is unknown; "
+            "give the DataParallel itself as forward_func, or a forward function of this package"
+        )
+    starts = [0, *accumulate(counts)]
+    found = []
+    for end, size in zip(accumulate(sizes), sizes, strict=True):
+        begin = end - size
+        found.append(
+            tuple(
+                slice(min(max(begin - start, 0), count), min(max(end - start, 0), count))
+                for start, count in zip(starts, counts, strict=False)
+            )
+        )
+    return found
+
+
+def _split_each_shard(counts: list[int], sizes: list[int], named: str) -> list[tuple[slice, ...]]:
+    """``DataParallel`` divided every input alike, and joined them on each device."""
+    if len(set(sizes)) > 1 or any(count % len(sizes) for count in counts):
+        raise LayerError(
+            f"the layer {named} ran on {counts} rows on the devices of a DataParallel, for inputs "
+            f"of {sizes} examples; expected as many examples in each input"
+        )
+    parts = [count // len(sizes) for count in counts]
+    return [
+        tuple(slice(place * part, (place + 1) * part) for part in parts)
+        for place in range(len(sizes))
+    ]
