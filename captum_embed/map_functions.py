@@ -75,6 +75,7 @@ def background_contrast(power: float = 1.0) -> MapFunction:
 
     Raises:
         InputError: The power is not above zero.
+        LayerError: Called with activations below 3 x 3, which have no inside.
 
     Example::
 
@@ -88,6 +89,7 @@ def background_contrast(power: float = 1.0) -> MapFunction:
         raise InputError(f"the power of background_contrast is {power}; expected above zero")
 
     def contrast(weights: Tensor, activations: Tensor) -> Tensor:
+        _require_inside(activations)
         distance = (activations - border_mean(activations)).square()
         return (over_space(weights, activations).abs() * distance).sum(1, keepdim=True) ** power
 
@@ -113,6 +115,7 @@ def background_distance(power: float = 1.0, nearest: float = 0.3) -> MapFunction
 
     Raises:
         InputError: The power is not above zero, or the share not in (0, 1].
+        LayerError: Called with activations below 3 x 3, which have no inside.
 
     Example::
 
@@ -129,6 +132,7 @@ def background_distance(power: float = 1.0, nearest: float = 0.3) -> MapFunction
         raise InputError(f"nearest is {nearest}; expected a share of the border, in (0, 1]")
 
     def distance(weights: Tensor, activations: Tensor) -> Tensor:
+        _require_inside(activations)
         border = _border(activations)
         places = (over_space(weights, activations).abs().sqrt() * activations).flatten(2).mT
         # Differences rather than products: far from zero, products lose small distances.
@@ -152,7 +156,7 @@ def border_mean(activations: Tensor) -> Tensor:
         Shape (N, C, 1, 1).
 
     Raises:
-        LayerError: The layer has no height and width, or one of them is below 3.
+        LayerError: The layer has no height and width.
 
     Example::
 
@@ -170,15 +174,18 @@ def _border(activations: Tensor) -> Tensor:
             f"the layer's output has shape {tuple(activations.shape)}, which has no border; "
             "expected (N, C, H, W)"
         )
-    if min(activations.shape[2:]) < 3:
+    border = torch.ones(activations.shape[2:], dtype=torch.bool, device=activations.device)
+    border[1:-1, 1:-1] = False
+    return border
+
+
+def _require_inside(activations: Tensor) -> None:
+    if activations.dim() == 4 and min(activations.shape[2:]) < 3:
         raise LayerError(
             f"the layer's output has {activations.shape[2]} x {activations.shape[3]} places, which "
             "are all border; expected at least 3 x 3: choose an earlier layer, give larger images, "
             "or take another map_func"
         )
-    border = torch.ones(activations.shape[2:], dtype=torch.bool, device=activations.device)
-    border[1:-1, 1:-1] = False
-    return border
 
 
 def over_space(weights: Tensor, activations: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ def heatmap(attribution: Tensor, size: tuple[int, int], *, sqrt: bool = False) -
     rows, columns = attribution.shape[-2:] if attribution.dim() >= 2 else (0, 0)
     # Grad-weights (1, C) and maps of tokens (1, 1, T) are no pictures.
     is_line = attribution.dim() < 4 and min(rows, columns) == 1 < max(rows, columns)
+    is_line = is_line and min(size) > 1
     if attribution.numel() == 0 or attribution.numel() != rows * columns or is_line:
         raise InputError(
             f"attribution has shape {tuple(attribution.shape)}; expected one map, (h, w) or "

@@ -589,7 +589,7 @@ class TestBadInput:
         def forward(x):
             return torch.sqrt(encoder(x).sum(1) * 0)
 
-        with pytest.raises(LayerError, match="grad-weights.*NaN"):
+        with pytest.raises(LayerError, match=r"grad-weights.*NaN"):
             EmbeddingLayerGradCam(forward, encoder.features).attribute(triplets()[0])
 
 

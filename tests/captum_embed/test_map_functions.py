@@ -18,7 +18,7 @@ def example(n=2, channels=3, rows=4, columns=5, seed=0):
     )
 
 
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(3, 6), st.integers(3, 6))
 def test_each_is_the_formula_written_as_loops(n, channels, rows, columns):
     w, a = example(n, channels, rows, columns)
     total = map_functions.weighted_sum(w, a)
@@ -76,8 +76,8 @@ def test_map_func_replaces_the_weighted_sum():
 @given(
     st.integers(1, 2),
     st.integers(1, 3),
-    st.integers(1, 5),
-    st.integers(1, 5),
+    st.integers(3, 5),
+    st.integers(3, 5),
     st.floats(0.01, 1.0),
 )
 def test_background_distance_is_the_formula_written_as_loops(n, channels, rows, columns, nearest):
@@ -128,3 +128,12 @@ def test_share_of_the_border_must_be_one(nearest):
 def test_layers_without_a_border_are_refused(make):
     with pytest.raises(LayerError, match="no border"):
         make()(torch.ones(2, 3), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    "make", [map_functions.background_contrast, map_functions.background_distance]
+)
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 9), (9, 1)])
+def test_layers_that_are_all_border_are_refused(make, size):
+    with pytest.raises(LayerError, match="all border"):
+        make()(torch.ones(2, 3), torch.rand(2, 3, *size))

@@ -23,7 +23,7 @@ def test_empty_heatmap_stays_zero():
     assert heatmap(-torch.ones(2, 2), (4, 4)).max() == 0
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (1, 3, 4, 4), (4,), (0, 4)])
+@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (1, 3, 4, 4), (4,), (0, 4), (1, 768), (1, 1, 197)])
 def test_heatmap_refuses_what_is_not_one_map(shape):
     with pytest.raises(InputError, match="expected one map"):
         heatmap(torch.ones(shape), (8, 8))
