@@ -5,7 +5,7 @@ gradients of a metric loss, or with a ``WeightBank`` by the grad-weights of the 
 images, in one forward pass (Chen et al., WACV 2020).
 """
 
-from captum_embed import channel_filters, map_functions, recipes
+from captum_embed import channel_filters, map_functions, recipes, rivals, visualization
 from captum_embed.grad_cam import EmbeddingLayerGradCam
 from captum_embed.loss_forward import LossForward
 from captum_embed.metric_forwards import (
@@ -30,6 +30,8 @@ __all__ = [
     "channel_filters",
     "map_functions",
     "recipes",
+    "rivals",
+    "visualization",
 ]
 
 __version__ = "0.1.0"

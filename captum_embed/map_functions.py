@@ -13,9 +13,11 @@ A map function takes grad-weights (N, C) and activations (N, C, H, W) and return
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_embed.errors import InputError, LayerError
@@ -24,6 +26,7 @@ MapFunction = Callable[[Tensor, Tensor], Tensor]
 
 __all__ = [
     "MapFunction",
+    "agreed_evidence",
     "background_contrast",
     "background_distance",
     "border_mean",
@@ -144,6 +147,68 @@ def background_distance(power: float = 1.0, nearest: float = 0.3) -> MapFunction
         return closest.unflatten(1, border.shape)[:, None] ** power
 
     return distance
+
+
+def agreed_evidence(power: float = 2.0, sigma: float = 1.5) -> MapFunction:
+    r"""Evidence for the match less evidence against it, where neighbouring places agree.
+
+    :math:`(P - N)\, |(P - N) / (P + N)|^p`, where :math:`P` and :math:`N` are the sums of the
+    positive and of the negative :math:`w_c A_c`, smoothed over places by a Gaussian. A place whose
+    channels contradict each other says little, however large they are. Signed.
+    ``agreed_evidence(0, 0)`` is :func:`weighted_sum`.
+
+    Args:
+        power: :math:`p`, zero or more: how much agreement counts.
+        sigma: Deviation of the Gaussian in places of the layer, zero or more; at the border it
+            averages the places that are there.
+
+    Returns:
+        A map function from (N, C) and (N, C, H, W) to (N, 1, H, W).
+
+    Raises:
+        InputError: The power or sigma is below zero.
+
+    Example::
+
+        >>> import torch
+        >>> activations = torch.tensor([3.0, 4.0, 1.0, 0.0]).view(1, 2, 1, 2)
+        >>> agreed_evidence(1.0, 0.0)(torch.tensor([[1.0, -1.0]]), activations)
+        tensor([[[[1., 4.]]]])
+    """
+    if not (power >= 0 and 0 <= sigma < float("inf")):
+        raise InputError(
+            f"agreed_evidence has power {power} and sigma {sigma}; expected zero or more"
+        )
+
+    def evidence(weights: Tensor, activations: Tensor) -> Tensor:
+        terms = over_space(weights, activations) * activations
+        pro, contra = (
+            _smoothed(each.clamp(min=0).sum(1, keepdim=True), sigma) for each in (terms, -terms)
+        )
+        net, total = pro - contra, pro + contra
+        return net * (net / total.clamp(min=torch.finfo(total.dtype).tiny)).abs() ** power
+
+    return evidence
+
+
+def _smoothed(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian mean over places of (N, 1, H, W)."""
+    if sigma == 0:
+        return maps
+    if maps.dim() != 4:
+        raise LayerError(
+            f"maps of shape {tuple(maps.shape)} cannot be smoothed; expected a layer of shape "
+            "(N, C, H, W), or sigma=0"
+        )
+    reach = math.ceil(3 * sigma)
+    steps = torch.arange(-reach, reach + 1, dtype=maps.dtype, device=maps.device)
+    kernel = (-steps.square() / (2 * sigma**2)).exp()
+
+    def blurred(values: Tensor) -> Tensor:
+        rows = F.conv2d(values, kernel.view(1, 1, -1, 1), padding=(reach, 0))
+        return F.conv2d(rows, kernel.view(1, 1, 1, -1), padding=(0, reach))
+
+    return blurred(maps) / blurred(torch.ones_like(maps))
 
 
 def border_mean(activations: Tensor) -> Tensor:

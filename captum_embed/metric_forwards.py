@@ -60,11 +60,6 @@ class MetricForward(EncoderForward):
         return distance_function(self.distance)(first, second)
 
     def image_inputs(self, *inputs: Tensor) -> tuple[int, ...]:
-        """The anchor, and every reference that has as many dimensions as it."""
-        references = inputs[1 : 1 + len(self.reference_roles)]
-        return (0, *(i for i, one in enumerate(references, 1) if one.dim() == inputs[0].dim()))
-
-    def image_inputs(self, *inputs: Tensor) -> tuple[int, ...]:
         """Which arguments of a call are images, and so pass through the encoder in this order."""
         references = inputs[1 : 1 + len(self.reference_roles)]
         return (0, *(i for i, one in enumerate(references, 1) if one.dim() == inputs[0].dim()))

@@ -45,7 +45,7 @@ def tried(build: Callable[[Subject], Explainer]) -> Callable[[Subject], Explaine
 
 
 def trial_query(subject: Subject) -> Query | None:
-    """A small random image, with two tuples that have a loss; None where no size will do."""
+    """A small random image, two references and two foils; None where no size will do."""
     device = next((p.device for p in subject.network.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for side in TRIAL_SIDES:
@@ -60,7 +60,7 @@ def trial_query(subject: Subject) -> Query | None:
         spread = embedding.norm() / embedding.shape[1] ** 0.5
         noise = torch.randn(2, 1, 2, embedding.shape[1], generator=generator).to(embedding)
         near, far = embedding[:, None] + 0.5 * spread * noise
-        return Query(image, (-far, near))
+        return Query(image, (near, far))
     return None
 
 

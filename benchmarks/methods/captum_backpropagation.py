@@ -39,7 +39,7 @@ METHODS = (
         "input_x_gradient",
         "InputXGradient",
         "captum: input",
-        "gradient of the loss at the pixels, times the pixels less ImageNet's mean",
+        "gradient of the match at the pixels, times the pixels less ImageNet's mean",
         _backpropagation(lambda s: InputXGradient(s.forward)),
     ),
     Method(

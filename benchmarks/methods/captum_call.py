@@ -35,7 +35,7 @@ def explainer(
 
     Returns:
         Explainer: deterministic per image; leaves the global generators and the network's modules
-        as they were. Without tuples the loss is zero everywhere, and so is the map.
+        as they were. Without references there is nothing to explain, and the map is empty.
     """
     hooked = subject.forward if network is None else network
 

@@ -1,8 +1,8 @@
 """Captum's DeepLift and DeepSHAP, at the pixels and at a layer.
 
 They run on the canonical network, where every nonlinearity has a rule, so that the attributions
-sum to what the loss changes by from the baseline to the image. On the network as it is they do
-not: Captum takes the plain gradient through the L2 norm, along which the loss does not change, and
+sum to what the match changes by from the baseline to the image. On the network as it is they do
+not: Captum takes the plain gradient through the L2 norm, along which the match does not change, and
 they sum to about zero whatever the change is.
 """
 
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from benchmarks.methods.availability import trial_query, tried
 from benchmarks.methods.baselines import mean_image, plain_images
 from benchmarks.methods.canonical import CanonicalNetwork, LayerOutput, canonical
-from benchmarks.methods.canonical_loss import HingedTriplets, active_references
 from benchmarks.methods.captum_call import explainer
 from benchmarks.methods.deep_lift_rules import SUPPORTED_NON_LINEAR
+from benchmarks.methods.match import Match
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
 from benchmarks.methods.reductions import channel_sum, colour_magnitude
 
@@ -58,20 +58,17 @@ def _plain_baselines(image: Tensor, budget: int) -> Tensor:
 def _deep_lift(*, at_layer: bool, shap: bool) -> Callable[[Subject], Explainer]:
     def build(subject: Subject) -> Explainer:
         network = canonical(subject.network, subject.layer)
-        forward = HingedTriplets(network.encoder, subject.forward).eval()
+        forward = Match(network.encoder).eval()
         _require_completeness(
             subject, network, forward, _create(forward, network, at_layer=at_layer, shap=False)
         )
         method = _create(forward, network, at_layer=at_layer, shap=shap)
 
         def attribute(query: Query) -> Tensor:
-            references = active_references(subject.forward, query)
-            if not references[0].shape[1]:
-                return torch.zeros_like(query.image)
             image = query.image
             baselines = _plain_baselines(image, subject.budget) if shap else mean_image(image)
             parts = [
-                method.attribute(image, some, additional_forward_args=references).detach()
+                method.attribute(image, some, additional_forward_args=query.references).detach()
                 for some in baselines.split(BASELINES_AT_A_TIME)
             ]
             return torch.stack(parts).mean(0)
@@ -83,7 +80,7 @@ def _deep_lift(*, at_layer: bool, shap: bool) -> Callable[[Subject], Explainer]:
 
 
 def _require_completeness(
-    subject: Subject, network: CanonicalNetwork, forward: HingedTriplets, method: Any
+    subject: Subject, network: CanonicalNetwork, forward: Match, method: Any
 ) -> None:
     """Raises where a nonlinearity without a rule keeps the attributions from summing up."""
     query = trial_query(subject)
@@ -104,7 +101,7 @@ def _require_completeness(
     if not (total - change).abs() <= TOLERANCE * (total.abs() + change.abs()):
         beside = network.beside(_LINEAR | frozenset(SUPPORTED_NON_LINEAR))
         raise MethodUnavailableError(
-            f"its attributions sum to {float(total):.3g} where the loss changes by "
+            f"its attributions sum to {float(total):.3g} where the match changes by "
             f"{float(change):.3g}; without a DeepLift rule: {beside or 'none known'}"
         )
 
@@ -114,7 +111,7 @@ METHODS_OF_LAYERS = (
         "layer_deep_lift",
         "LayerDeepLift",
         "captum: layer",
-        "change of the activation from the mean image's, times the loss's change with it",
+        "change of the activation from the mean image's, times the match's change with it",
         _deep_lift(at_layer=True, shap=False),
     ),
     Method(
@@ -132,7 +129,7 @@ METHODS_OF_PIXELS = (
         "deep_lift",
         "DeepLift",
         "captum: input",
-        "change of the loss from the mean image, shared out by the rescale rule",
+        "change of the match from the mean image, shared out by the rescale rule",
         _deep_lift(at_layer=False, shap=False),
     ),
     Method(

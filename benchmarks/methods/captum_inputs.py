@@ -49,7 +49,7 @@ METHODS = (
         "saliency",
         "Saliency",
         "captum: input",
-        "absolute gradient of the loss at the pixels",
+        "absolute gradient of the match at the pixels",
         _saliency,
     ),
     Method(

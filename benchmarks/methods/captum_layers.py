@@ -14,6 +14,12 @@ def _layer_grad_cam(subject: Subject) -> Explainer:
     return lambda query: method.attribute(query.image, additional_forward_args=query.references)
 
 
+def _layer_grad_cam_of_the_loss(subject: Subject) -> Explainer:
+    explain = _layer_grad_cam(subject)
+    # Without a hinge the loss is the negative of the match, up to a constant.
+    return lambda query: -explain(query)
+
+
 def _layer_activation(subject: Subject) -> Explainer:
     method = LayerActivation(subject.network, subject.layer)
     return lambda query: channel_norm(method.attribute(query.image))
@@ -38,10 +44,18 @@ METHODS = (
         shares_forward=True,
     ),
     Method(
+        "layer_grad_cam_loss",
+        "LayerGradCam, loss",
+        "captum: layer",
+        "LayerGradCam of the loss: evidence against the match",
+        _layer_grad_cam_of_the_loss,
+        shares_forward=True,
+    ),
+    Method(
         "layer_activation",
         "LayerActivation",
         "captum: layer",
-        "norm of the activation: what is active, whatever the loss",
+        "norm of the activation: what is active, whatever the match",
         _layer_activation,
         needs_tuples=False,
         shares_forward=True,

@@ -1,6 +1,6 @@
 """Captum's layer-wise relevance propagation, at the pixels and at a layer.
 
-It runs on the canonical network, with the metric loss as the linear layer that it is. Rules are
+It runs on the canonical network, with the match as the linear layer that it is. Rules are
 Captum's own: epsilon, its default, for convolutions, batch norms, poolings, linear layers and
 residual additions; activations and the L2 norm pass their relevance on. Biases absorb relevance,
 as always under these rules.
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.methods.availability import tried
 from benchmarks.methods.canonical import Elementwise, LayerOutput, MaxPool, UnitLength, canonical
-from benchmarks.methods.canonical_loss import active_references, linear_loss
 from benchmarks.methods.captum_call import explainer
+from benchmarks.methods.match import as_linear
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
 from benchmarks.methods.reductions import channel_sum, colour_magnitude
 
@@ -51,16 +51,13 @@ def _lrp(
             raise MethodUnavailableError(f"Captum has no relevance rule for {beside}")
 
         def attribute(query: Query) -> Tensor:
-            references = active_references(subject.forward, query)
-            if not references[0].shape[1]:
-                return torch.zeros_like(query.image)
-            loss = linear_loss(subject.forward, *references)
+            match = as_linear(*query.references)
             for module in network.encoder.modules():
                 if isinstance(module, _PASSES_RELEVANCE_ON):
                     module.rule = IdentityRule()
                 elif isinstance(module, MaxPool):
                     module.rule = EpsilonRule()
-            method = create(nn.Sequential(network.encoder, loss), network.layer)
+            method = create(nn.Sequential(network.encoder, match), network.layer)
             relevance: Tensor = method.attribute(query.image, target=0)
             return relevance
 

@@ -1,7 +1,7 @@
-"""Captum's methods that switch off parts of the image, or of the layer, and look at the loss.
+"""Captum's methods that switch off parts of the image, or of the layer, and look at the match.
 
 What is switched off shows the baseline, see `benchmarks.methods.baselines`. Captum's attribution
-is the loss with a part less the loss without it.
+is the match with a part less the match without it.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ METHODS_OF_LAYERS = (
         "layer_feature_ablation",
         "LayerFeatureAblation",
         "captum: layer",
-        "the loss with a position of the layer, less the loss with zeros there",
+        "the match with a position of the layer, less the match with zeros there",
         tried(_layer_feature_ablation),
         cost="slow",
     ),
@@ -171,7 +171,7 @@ METHODS_OF_PIXELS = (
         "occlusion",
         "Occlusion",
         "captum: input",
-        "the loss, less the loss with a window set to the mean colour",
+        "the match, less the match with a window set to the mean colour",
         _pixels(_occlusion),
         cost="slow",
     ),
@@ -179,7 +179,7 @@ METHODS_OF_PIXELS = (
         "feature_ablation",
         "FeatureAblation, superpixels",
         "captum: input",
-        "the loss, less the loss with a superpixel set to the mean colour",
+        "the match, less the match with a superpixel set to the mean colour",
         _pixels(_feature_ablation),
         cost="slow",
     ),
@@ -187,7 +187,7 @@ METHODS_OF_PIXELS = (
         "shapley_value_sampling",
         "ShapleyValueSampling, superpixels",
         "captum: input",
-        "a superpixel's contribution to the loss, averaged over random orders",
+        "a superpixel's contribution to the match, averaged over random orders",
         _pixels(_shapley_value_sampling),
         cost="slow",
     ),
@@ -195,7 +195,7 @@ METHODS_OF_PIXELS = (
         "kernel_shap",
         "KernelShap, superpixels",
         "captum: input",
-        "a superpixel's coefficient in a linear model of the loss, Shapley weights",
+        "a superpixel's coefficient in a linear model of the match, Shapley weights",
         _regression(_kernel_shap),
         cost="slow",
     ),
@@ -203,7 +203,7 @@ METHODS_OF_PIXELS = (
         "lime",
         "Lime, superpixels",
         "captum: input",
-        "a superpixel's coefficient in a linear model of the loss near the image",
+        "a superpixel's coefficient in a linear model of the match near the image",
         _regression(_lime),
         cost="slow",
     ),

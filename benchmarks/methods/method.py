@@ -8,7 +8,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from captum_embed import TripletForward, WeightBank
+from benchmarks.methods.match import Match
+from captum_embed import WeightBank
+from captum_embed.encoder_forward import Explains
 
 
 class MethodUnavailableError(Exception):
@@ -28,17 +30,19 @@ class BankSpec:
         layer (str): ``"chosen"``, the layer of the run; ``"recommended"``, the one that the
             recommended recipe is meant for; or a dotted name.
         num_tuples (int, optional): per training image; None: as the run says.
-        mining (str, optional): ``"hardest"`` or ``"random"``; None: as the run says.
+        mining (str, optional): ``"all"``, ``"hardest"`` or ``"random"``; None: as the run says.
+        explains (str): ``"match"`` or ``"loss"``.
     """
 
     layer: str = CHOSEN_LAYER
     num_tuples: int | None = None
-    mining: Literal["hardest", "random"] | None = None
+    mining: Literal["all", "hardest", "random"] | None = None
+    explains: Explains = "match"
 
     @property
     def folder_name(self) -> str:
         """Of the bank in the cache."""
-        parts = [self.layer, self.num_tuples, self.mining]
+        parts = [self.layer, self.num_tuples, self.mining, self.explains]
         return "-".join(["bank", *(str(part) for part in parts if part is not None)])
 
 
@@ -47,7 +51,7 @@ class Subject:
     """What is explained: the same for every method of a run.
 
     Args:
-        forward (TripletForward): the metric loss; ``forward.encoder`` is the network.
+        forward (Match): the one scalar that all methods explain; its encoder is the network.
         layer (nn.Module): the layer that layer methods explain, output (N, C, h, w).
         bank (WeightBank, optional): grad-weights of the training images at that layer.
         num_neighbors (int): bank entries that a query borrows from, unless a method says.
@@ -58,7 +62,7 @@ class Subject:
         seed (int): of the methods that draw; each image's draws depend on it and on the image.
     """
 
-    forward: TripletForward
+    forward: Match
     layer: nn.Module
     bank: WeightBank | None = None
     num_neighbors: int = 1
@@ -83,20 +87,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Query:
-    """One image, and the tuples whose loss is explained.
+    """One image, and what its match is explained with.
 
     Args:
         image (Tensor): (1, 3, H, W), normalised as the network expects.
-        references (tuple of Tensor): embeddings (1, M, D) of the M positives and M negatives;
-            the loss is the mean over the tuples with non-zero loss. Sorted, hardest tuple first.
+        references (tuple of Tensor): embeddings (1, R, D) of the references, which it should
+            match, and (1, F, D) of the foils, which it should not; F may be 0.
     """
 
     image: Tensor
     references: tuple[Tensor, ...] = ()
-
-    def first(self, count: int) -> tuple[Tensor, ...]:
-        """The references of the `count` hardest tuples."""
-        return tuple(reference[:, :count] for reference in self.references)
 
 
 # A signed map (1, 1, h, w) of a query, at whatever resolution the method has.
@@ -118,6 +118,7 @@ class Method:
             cannot serve the network.
         cost (str): ``"fast"``: a few passes per image; ``"slow"``: tens to thousands.
         bank (BankSpec, optional): the bank it borrows from, if it does.
+        layers (tuple of str): layers besides the run's that it explains, as in `BankSpec`.
         needs_tuples (bool): uses `Query.references`, which are mined with labels.
         shares_forward (bool): runs the network on the image, and takes no gradient below the
             layers explained: it can do with the pass of another method.
@@ -132,6 +133,7 @@ class Method:
     build: Callable[[Subject], Explainer]
     cost: Literal["fast", "slow"] = "fast"
     bank: BankSpec | None = None
+    layers: tuple[str, ...] = ()
     needs_tuples: bool = True
     shares_forward: bool = False
     map_power: float = 1.0

@@ -1,6 +1,8 @@
-"""`EmbeddingLayerGradCam` in its modes: gradients of one tuple or of many, and transfer."""
+"""`EmbeddingLayerGradCam` by its recipes, against references and from a bank, with the controls."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,139 +12,114 @@ from benchmarks.methods.method import (
     RECOMMENDED_LAYER,
     BankSpec,
     Explainer,
+    Family,
     Method,
     Query,
     Subject,
 )
-from captum_embed import EmbeddingLayerGradCam, channel_filters
-from captum_embed.channel_filters import ChannelFilter
-from captum_embed.layer_executions import run_layer
-from captum_embed.map_functions import weighted_sum
-from captum_embed.recipes import PAPER, RECOMMENDED, Recipe
+from captum_embed import EmbeddingLayerGradCam, TripletForward
+from captum_embed.encoder_forward import Explains
+from captum_embed.recipes import EXPLAIN, LOCALIZE, PAPER, Recipe
+
+LAYERS = {"last_activation": CHOSEN_LAYER, "last_block": RECOMMENDED_LAYER}
+
+# Grad-weights (1, C) to those of a control.
+Control = Callable[[Tensor], Tensor]
 
 
-def gradient(
-    name: str, title: str, num_tuples: int | None, channel_filter: ChannelFilter | None = None
-) -> Method:
-    """Grad-weights of the image's own tuples: the `num_tuples` hardest, or all mined."""
+def bank_of(recipe: Recipe, explains: Explains = "match") -> BankSpec:
+    """The bank that a recipe borrows from."""
+    return BankSpec(LAYERS[recipe.layer], recipe.num_tuples, recipe.mining, explains)
+
+
+def against_references(name: str, title: str, recipe: Recipe | None, explains: str) -> Method:
+    """The gradient of the match itself: one partial backward pass."""
 
     def build(subject: Subject) -> Explainer:
-        grad_cam = EmbeddingLayerGradCam(
-            subject.forward, subject.layer, channel_filter=channel_filter
-        )
+        if recipe is None:
+            grad_cam = EmbeddingLayerGradCam(subject.forward, subject.layer)
+        else:
+            grad_cam = recipe.grad_cam(subject.forward, subject.layer_of(bank_of(recipe)))
 
         def explain(query: Query) -> Tensor:
-            references = query.references if num_tuples is None else query.first(num_tuples)
-            signed_map: Tensor = grad_cam.attribute(query.image, additional_forward_args=references)
+            signed_map = grad_cam.attribute(query.image, additional_forward_args=query.references)
+            assert isinstance(signed_map, Tensor)
             return signed_map
 
         return explain
 
-    tuples = "its hardest tuple" if num_tuples == 1 else "its tuples, averaged"
-    return Method(
-        name, title, "ours", f"gradient of the loss of {tuples}", build, shares_forward=True
-    )
+    layers = () if recipe is None else (LAYERS[recipe.layer],)
+    return Method(name, title, "ours", explains, build, layers=layers, shares_forward=True)
 
 
-def transfer(
+def transferred(
     name: str,
     title: str,
-    channel_filter: ChannelFilter | None = None,
-    num_neighbors: int | None = None,
-    map_power: float = 1.0,
+    recipe: Recipe,
+    explains: Explains = "match",
+    control: Control | None = None,
+    what: str = "",
 ) -> Method:
-    """Grad-weights borrowed from the nearest bank entries: one forward pass, no labels."""
+    """Grad-weights of the nearest bank entries: one forward pass, no labels, no references."""
+    spec = bank_of(recipe, explains)
 
     def build(subject: Subject) -> Explainer:
-        bank = subject.needed_bank()
-        grad_cam = EmbeddingLayerGradCam(
-            subject.forward, subject.layer, weight_bank=bank, channel_filter=channel_filter
+        grad_cam = recipe.grad_cam(
+            TripletForward(subject.network, explains=explains),
+            subject.layer_of(spec),
+            weight_bank=subject.needed_bank(spec),
         )
-        count = min(num_neighbors or subject.num_neighbors, len(bank))
-        return lambda query: grad_cam.attribute(query.image, num_neighbors=count)
-
-    return Method(
-        name,
-        title,
-        "ours",
-        "grad-weights transferred from the nearest training images",
-        build,
-        bank=BankSpec(),
-        needs_tuples=False,
-        shares_forward=True,
-        map_power=map_power,
-    )
-
-
-def recipe(name: str, title: str, chosen: Recipe, layer: str) -> Method:
-    """A named recipe of the library, with a bank built as it says."""
-    spec = BankSpec(layer, chosen.num_tuples, chosen.mining)
-
-    def build(subject: Subject) -> Explainer:
-        grad_cam = chosen.grad_cam(
-            subject.forward, subject.layer_of(spec), weight_bank=subject.needed_bank(spec)
-        )
-        return lambda query: grad_cam.attribute(query.image)
-
-    return Method(
-        name,
-        title,
-        "ours",
-        f"grad-weights transferred from {chosen.num_neighbors} nearest training images",
-        build,
-        bank=spec,
-        needs_tuples=False,
-        shares_forward=True,
-    )
-
-
-def uniform_control(name: str, title: str, chosen: Recipe, layer: str) -> Method:
-    """A recipe's map with every grad-weight equal: what its other settings do by themselves."""
-
-    def build(subject: Subject) -> Explainer:
-        map_func = chosen.map_func or weighted_sum
-        watched = subject.layer_of(BankSpec(layer, chosen.num_tuples, chosen.mining))
+        if control is not None:
+            chosen = grad_cam.channel_filter
+            grad_cam.channel_filter = lambda weights: control(
+                chosen(weights) if chosen else weights
+            )
 
         def explain(query: Query) -> Tensor:
-            with torch.no_grad():
-                _, executions = run_layer(subject.network, watched, (query.image,))
-            activations = executions[0].tensors[0]
-            return map_func(torch.ones_like(activations[:, :, 0, 0]), activations)
+            signed_map = grad_cam.attribute(query.image)
+            assert isinstance(signed_map, Tensor)
+            return signed_map
 
         return explain
 
+    family: Family = "ours" if control is None else "control"
+    what = what or f"weights of the {recipe.num_neighbors} nearest training images ({explains})"
     return Method(
-        name,
-        title,
-        "control",
-        "activations alone; the recipe's map with uniform weights",
-        build,
-        bank=BankSpec(layer, chosen.num_tuples, chosen.mining),
-        needs_tuples=False,
-        shares_forward=True,
+        name, title, family, what, build, bank=spec, needs_tuples=False, shares_forward=True
     )
 
 
+def permuted(weights: Tensor) -> Tensor:
+    """The weights of each image on other channels; the draw is seeded for each image."""
+    order = torch.randperm(weights.shape[1]).to(weights.device)
+    return weights[:, order]
+
+
 METHODS = (
-    recipe("ours_recommended", "Ours, recommended", RECOMMENDED, RECOMMENDED_LAYER),
-    uniform_control(
-        "control_uniform", "Control: recommended, uniform weights", RECOMMENDED, RECOMMENDED_LAYER
+    transferred("ours_localize", "Ours, LOCALIZE", LOCALIZE),
+    transferred(
+        "control_uniform", "Control: LOCALIZE, uniform weights", LOCALIZE,
+        control=torch.ones_like, what="the map of LOCALIZE with every weight equal",
     ),
-    recipe("ours_paper", "Ours, as the paper", PAPER, CHOSEN_LAYER),
-    gradient("ours_gradient_1", "Ours, gradient, 1 tuple", 1),
-    gradient("ours_gradient_50", "Ours, gradient, all tuples", None),
-    transfer("ours_transfer", "Ours, transfer"),
-    transfer("ours_transfer_positive", "Ours, transfer, positive", channel_filters.positive),
-    transfer("ours_transfer_absolute", "Ours, transfer, absolute", channel_filters.absolute),
-    transfer(
-        "ours_transfer_top50", "Ours, transfer, 50 channels", channel_filters.top_channels(50)
+    transferred(
+        "control_permuted", "Control: LOCALIZE, permuted weights", LOCALIZE,
+        control=permuted, what="the map of LOCALIZE with its weights on other channels",
     ),
-    transfer(
-        "ours_transfer_absolute_10", "Ours, transfer, absolute, 10 neighbours",
-        channel_filters.absolute, num_neighbors=10,
+    against_references(
+        "ours_explain", "Ours, EXPLAIN", EXPLAIN, "gradient of the match with the references"
     ),
-    transfer(
-        "ours_transfer_absolute_10_sqrt", "Ours, transfer, absolute, 10 neighbours, square root",
-        channel_filters.absolute, num_neighbors=10, map_power=0.5,
+    transferred("ours_explain_transfer", "Ours, EXPLAIN, transfer", EXPLAIN),
+    transferred(
+        "control_explain_uniform", "Control: EXPLAIN, uniform weights", EXPLAIN,
+        control=torch.ones_like, what="the map of EXPLAIN with every weight equal",
+    ),
+    transferred(
+        "control_explain_permuted", "Control: EXPLAIN, permuted weights", EXPLAIN,
+        control=permuted, what="the map of EXPLAIN, transferred weights on other channels",
+    ),
+    transferred("ours_paper", "Ours, as the paper, match", PAPER),
+    transferred("ours_paper_loss", "Ours, as the paper, loss", PAPER, "loss"),
+    against_references(
+        "ours_gradient", "Ours, no recipe", None, "plain Grad-CAM of the match"
     ),
 )  # fmt: skip

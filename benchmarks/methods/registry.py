@@ -14,6 +14,7 @@ from benchmarks.methods import (
     captum_perturbation,
     ours,
     rivals,
+    rivals_of_scores,
 )
 from benchmarks.methods.method import Method
 from captum_embed.errors import InputError
@@ -34,21 +35,23 @@ METHODS: dict[str, Method] = {
         captum_lrp.METHODS_OF_PIXELS,
         captum_perturbation.METHODS_OF_PIXELS,
         rivals.METHODS,
+        rivals_of_scores.METHODS,
     )
     for method in family
 }
 
-# Minutes instead of hours on a laptop: ours in each mode, the paper's rival, and Captum's first.
+# Minutes instead of hours on a laptop: ours with the controls, the paper's rival, and Captum's first.
 CORE = (
-    "ours_recommended",
+    "ours_localize",
     "control_uniform",
+    "control_permuted",
+    "ours_explain",
+    "ours_explain_transfer",
     "ours_paper",
-    "ours_gradient_1",
-    "ours_gradient_50",
-    "ours_transfer",
+    "ours_paper_loss",
     "layer_grad_cam",
+    "layer_grad_cam_loss",
     "layer_activation",
-    "layer_gradient_x_activation",
     "saliency",
     "guided_grad_cam",
     "activation_decomposition",

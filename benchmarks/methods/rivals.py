@@ -1,7 +1,7 @@
 """The rivals of the paper, from `captum_embed.rivals`.
 
-Where a rival explains a similarity it is the one to the image's own positives, the embeddings of
-the tuples whose loss the other methods explain; where it needs a class, that of the bank which is
+Where a rival explains a similarity it is the one to the references; those that take any score take
+the match itself. Where it needs a class, that of the bank which is
 nearest to the image: the species of a test image is not among them.
 """
 
@@ -161,7 +161,7 @@ METHODS = (
         "activation_decomposition",
         "Activation decomposition",
         "rival",
-        "Zhu et al.: share in the cosine similarity to its positives, averaged",
+        "Zhu et al.: share in the cosine similarity to the references, averaged",
         tried(_decomposition_of_positives),
         shares_forward=True,
     ),
@@ -198,7 +198,7 @@ METHODS = (
         "similarity_grad_cam",
         "Similarity Grad-CAM",
         "rival",
-        "Grad-CAM of the dot product with its positives, before the L2 norm",
+        "Grad-CAM of the dot product with the references, before the L2 norm",
         tried(_similarity_grad_cam),
         shares_forward=True,
     ),
@@ -206,7 +206,7 @@ METHODS = (
         "embedding_layer_cam",
         "LayerCAM",
         "rival",
-        "positive gradient of the loss times activation, position by position",
+        "positive gradient of the match times activation, position by position",
         tried(_embedding_layer_cam),
         shares_forward=True,
     ),
@@ -214,7 +214,7 @@ METHODS = (
         "eigen_cam",
         "Eigen-CAM",
         "rival",
-        "activation along its first principal direction, whatever the loss",
+        "activation along its first principal direction, whatever the match",
         tried(_eigen_cam),
         needs_tuples=False,
         shares_forward=True,

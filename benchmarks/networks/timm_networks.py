@@ -56,9 +56,7 @@ def timm_backbone(name: str, weights: str = "DEFAULT", seed: int = 0) -> Backbon
     try:
         import timm
     except ImportError as error:
-        raise MissingExtraError(
-            f'--network timm:{name} needs timm: pip install timm'
-        ) from error
+        raise MissingExtraError(f"--network timm:{name} needs timm: pip install timm") from error
     if weights not in ("DEFAULT", RANDOM):
         raise InputError(
             f"timm:{name}: weights {weights!r}; expected {RANDOM}, or none named, and timm's own "

@@ -26,6 +26,7 @@ from benchmarks.methods import (
     heatmap,
     select,
 )
+from benchmarks.methods.match import Match
 from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks.build import build_network, find_layer, named_layer
 from benchmarks.protocols.protocol import EvaluationProtocol, Frame, Measures
@@ -106,7 +107,7 @@ class Bench:
             spec: WeightBank.load(cache.bank(spec)) for spec in distinct_banks(select(plan.methods))
         }
         self.subject = Subject(
-            forward,
+            Match(forward.encoder),
             layer,
             banks.get(BankSpec()),
             plan.num_neighbors,

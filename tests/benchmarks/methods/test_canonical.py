@@ -1,12 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.methods.canonical_loss import HingedTriplets, active_references, linear_loss
 from captum.attr._utils.custom_modules import Addition_Module
 from torch import Tensor, nn
 
 from benchmarks.methods import MethodUnavailableError, Query, Subject
 from benchmarks.methods.canonical import Elementwise, LayerOutput, UnitLength, canonical
-from benchmarks.methods.canonical_loss import HingedTriplets, active_references, linear_loss
 from captum_embed import TripletForward
 
 

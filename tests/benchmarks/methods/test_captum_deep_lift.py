@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.methods.canonical_loss import HingedTriplets, active_references
 from captum.attr import DeepLift
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from benchmarks.methods import METHODS, MethodUnavailableError, Query, Subject
 from benchmarks.methods.availability import trial_query
 from benchmarks.methods.canonical import MaxPool, canonical
-from benchmarks.methods.canonical_loss import HingedTriplets, active_references
 from benchmarks.methods.deep_lift_rules import max_pool_rule, unit_length_rule
 from benchmarks.networks.build import EmbeddingNetwork
 from captum_embed import TripletForward

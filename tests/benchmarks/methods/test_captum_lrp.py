@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.methods.canonical_loss import active_references
 from torch import Tensor, nn
 
 from benchmarks.methods import METHODS, MethodUnavailableError, Query, Subject
-from benchmarks.methods.canonical_loss import active_references
 from captum_embed import TripletForward
 
 

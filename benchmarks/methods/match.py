@@ -1,0 +1,48 @@
+"""What every method explains: the match of an image with its references, less that with its foils."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Match(nn.Module):
+    r"""The one scalar of a run: :math:`e(x) \cdot (\mathrm{mean}_r\, \hat r - \mathrm{mean}_f\, \hat f)`.
+
+    Of unit embeddings it is the mean cosine to the references less that to the foils. With the
+    images of a class as references and all others as foils it is, up to a factor and a constant,
+    the negative of the mean triplet loss over all tuples, without the hinge. It is linear in the
+    embedding, so that methods with rules for linear layers have one for it.
+
+    Args:
+        encoder (nn.Module): images (N, 3, H, W) to embeddings (N, D), taken as they are.
+    """
+
+    explains = "match"
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor, references: Tensor, foils: Tensor) -> Tensor:
+        """Values (N,) of images (N, 3, H, W), references (1 or N, R, D), foils (1 or N, F, D)."""
+        values: Tensor = (self.encoder(images) * direction(references, foils)).sum(1)
+        return values
+
+
+def direction(references: Tensor, foils: Tensor) -> Tensor:
+    """What an embedding is multiplied with, (N, D); no foils (N, 0, D) count as zero.
+
+    Example:
+        >>> direction(torch.tensor([[[3.0, 0.0], [1.0, 0.0]]]), torch.zeros(1, 0, 2))
+        tensor([[1., 0.]])
+    """
+    towards = F.normalize(references, dim=2).mean(1)
+    return towards - F.normalize(foils, dim=2).mean(1) if foils.shape[1] else towards
+
+
+def as_linear(references: Tensor, foils: Tensor) -> nn.Linear:
+    """The match as a layer: embeddings (N, D) to values (N, 1)."""
+    linear: nn.Linear = nn.utils.skip_init(nn.Linear, references.shape[2], 1, bias=False)
+    linear.weight = nn.Parameter(direction(references, foils), requires_grad=False)
+    return linear

@@ -1,0 +1,127 @@
+"""Rivals that take any score: they explain the match itself, like Captum's methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.methods.availability import tried
+from benchmarks.methods.budget import batch_size, window_sides, window_stride
+from benchmarks.methods.captum_call import explainer
+from benchmarks.methods.method import Explainer, Method, Query, Subject
+from captum_embed.rivals import RELAX, SBSM, AblationCAM, LaFAM, ScoreCAM, SecondOrderAttribution
+
+
+def _scored(
+    create: Callable[[Subject], Any], arguments: Callable[[Subject, Query], dict[str, Any]]
+) -> Callable[[Subject], Explainer]:
+    def build(subject: Subject) -> Explainer:
+        method = create(subject)
+
+        def attribute(query: Query) -> Tensor:
+            signed_map: Tensor = method.attribute(
+                query.image, additional_forward_args=query.references, **arguments(subject, query)
+            )
+            return signed_map
+
+        return explainer(subject, attribute, lambda signed_map: signed_map)
+
+    return tried(build)
+
+
+def _windows(subject: Subject, query: Query) -> dict[str, Any]:
+    size = (query.image.shape[2], query.image.shape[3])
+    stride = window_stride(size, subject.budget - 1)
+    return {
+        "window": window_sides(size, stride),
+        "stride": (stride, stride),
+        "perturbations_per_eval": batch_size(query.image),
+    }
+
+
+def _masks(subject: Subject, query: Query) -> dict[str, Any]:
+    return {
+        "num_masks": subject.budget,
+        "seed": subject.seed,
+        "perturbations_per_eval": batch_size(query.image),
+    }
+
+
+def _channels(subject: Subject, query: Query) -> dict[str, Any]:
+    return {"max_channels": subject.budget, "perturbations_per_eval": batch_size(query.image)}
+
+
+def _lafam(subject: Subject) -> Explainer:
+    method = LaFAM(subject.network, subject.layer)
+
+    def explain(query: Query) -> Tensor:
+        signed_map = method.attribute(query.image)
+        assert isinstance(signed_map, Tensor)
+        return signed_map
+
+    return explain
+
+
+def _second_order(subject: Subject) -> Explainer:
+    head = getattr(subject.network, "head", None)
+    method = SecondOrderAttribution(subject.network, subject.layer, head, similarity="cosine")
+
+    def attribute(query: Query) -> Tensor:
+        signed_map = method.attribute(query.image, query.references[0][0])
+        assert isinstance(signed_map, Tensor)
+        return signed_map
+
+    return explainer(subject, attribute, lambda signed_map: signed_map.mean(0, keepdim=True))
+
+
+METHODS = (
+    Method(
+        "lafam",
+        "LaFAM",
+        "rival",
+        "mean of the channels, whatever the match",
+        tried(_lafam),
+        needs_tuples=False,
+        shares_forward=True,
+    ),
+    Method(
+        "ablation_cam",
+        "Ablation-CAM",
+        "rival",
+        "activations weighed by what the match loses without each channel",
+        _scored(lambda s: AblationCAM(s.forward, s.layer), lambda *_: {}),
+    ),
+    Method(
+        "score_cam",
+        "Score-CAM",
+        "rival",
+        "activations weighed by the match of the image seen through each channel",
+        _scored(lambda s: ScoreCAM(s.forward, s.layer, softmax=False), _channels),
+        cost="slow",
+    ),
+    Method(
+        "sbsm",
+        "SBSM",
+        "rival",
+        "mean loss of match over the windows that hide each pixel",
+        _scored(lambda s: SBSM(s.forward), _windows),
+        cost="slow",
+    ),
+    Method(
+        "relax",
+        "RELAX",
+        "rival",
+        "mean match of randomly masked images in which each pixel is visible",
+        _scored(lambda s: RELAX(s.forward), _masks),
+        cost="slow",
+    ),
+    Method(
+        "second_order",
+        "Second order",
+        "rival",
+        "Jacobians at the layer along the path from zero, times those of the references",
+        tried(_second_order),
+    ),
+)
