@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -137,3 +138,39 @@ def test_layers_without_a_border_are_refused(make):
 def test_layers_that_are_all_border_are_refused(make, size):
     with pytest.raises(LayerError, match="all border"):
         make()(torch.ones(2, 3), torch.rand(2, 3, *size))
+
+
+@given(
+    n=st.integers(1, 3), channels=st.integers(1, 4), rows=st.integers(1, 5), columns=st.integers(1, 5),
+    power=st.floats(0, 3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_agreed_evidence_is_the_formula_written_as_loops(n, channels, rows, columns, power, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(n, channels, generator=generator, dtype=torch.float64)
+    activations = torch.randn(n, channels, rows, columns, generator=generator, dtype=torch.float64)
+    expected = torch.zeros(n, 1, rows, columns, dtype=torch.float64)
+    terms = weights[:, :, None, None] * activations
+    for i, y, x in itertools.product(range(n), range(rows), range(columns)):
+        pro = contra = 0.0
+        for v, u in itertools.product(range(rows), range(columns)):
+            if max(abs(v - y), abs(u - x)) <= 5:
+                near = math.exp(-((v - y) ** 2 + (u - x) ** 2) / (2 * 1.5**2))
+                pro += near * sum(max(float(t), 0) for t in terms[i, :, v, u])
+                contra += near * sum(max(-float(t), 0) for t in terms[i, :, v, u])
+        total = sum(
+            math.exp(-((v - y) ** 2 + (u - x) ** 2) / (2 * 1.5**2))
+            for v, u in itertools.product(range(rows), range(columns))
+            if max(abs(v - y), abs(u - x)) <= 5
+        )
+        net = (pro - contra) / total
+        expected[i, 0, y, x] = net * abs((pro - contra) / (pro + contra)) ** power
+    actual = map_functions.agreed_evidence(power, 1.5)(weights, activations)
+    torch.testing.assert_close(actual, expected)
+    plain = map_functions.agreed_evidence(0, 0)(weights, activations)
+    torch.testing.assert_close(plain, map_functions.weighted_sum(weights, activations))
+
+
+@pytest.mark.parametrize("settings", [(-1, 1), (1, -1), (float("nan"), 1), (1, float("inf"))])
+def test_agreed_evidence_refuses_settings_without_a_meaning(settings):
+    with pytest.raises(InputError, match="agreed_evidence has power"):
+        map_functions.agreed_evidence(*settings)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.methods import METHODS, Method, MethodUnavailableError, Query, Subject, heatmap
-from captum_embed import TripletForward
+from benchmarks.methods.match import Match
 
 OTHERS = [n for n, m in METHODS.items() if m.family.startswith("captum") or m.family == "rival"]
 SLOW = [name for name in OTHERS if METHODS[name].cost == "slow"]
@@ -193,7 +193,7 @@ def test_on_a_network_of_functions_it_runs_or_says_why_not(name: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Functional().requires_grad_(False)
-    subject = Subject(TripletForward(network), network.conv, budget=12)
+    subject = Subject(Match(network), network.conv, budget=12)
     query = Query(torch.rand(1, 3, 20, 24), tuple(torch.rand(2, 1, 3, 4)))
     if name in NEEDS_MODULES:
         with pytest.raises(MethodUnavailableError, match=r".{20}"):

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from benchmarks.methods import Explainer, MethodUnavailableError, Query, Subject
 from benchmarks.methods.availability import TRIAL_BUDGET, TRIAL_SIDES, trial_query, tried
-from captum_embed import TripletForward
+from benchmarks.methods.match import Match
 
 
 class Pooled(nn.Module):
@@ -20,7 +20,7 @@ class Pooled(nn.Module):
 
 
 def subject_of(network: Pooled, budget: int = 200) -> Subject:
-    return Subject(TripletForward(network), network.conv, budget=budget)
+    return Subject(Match(network), network.conv, budget=budget)
 
 
 def constant(value: float, channels: int = 1) -> Explainer:

@@ -1,13 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks.methods.canonical_loss import HingedTriplets, active_references, linear_loss
 from captum.attr._utils.custom_modules import Addition_Module
 from torch import Tensor, nn
 
 from benchmarks.methods import MethodUnavailableError, Query, Subject
 from benchmarks.methods.canonical import Elementwise, LayerOutput, UnitLength, canonical
-from captum_embed import TripletForward
+from benchmarks.methods.match import as_linear
 
 
 def modules_run(network: nn.Module, image: Tensor) -> list[nn.Module]:
@@ -118,24 +117,28 @@ def test_a_layer_that_runs_twice_or_never_is_unavailable() -> None:
         canonical(nn.Sequential(conv), nn.ReLU())
 
 
-def test_tuples_without_a_loss_are_left_out(tiny_subject: Subject, tiny_query: Query) -> None:
-    positives, negatives = active_references(tiny_subject.forward, tiny_query)
-    assert torch.equal(positives, tiny_query.references[0][:, :-1])
-    assert torch.equal(negatives, tiny_query.references[1][:, :-1])
-
-
-def test_the_loss_in_modules_is_the_loss(tiny_subject: Subject, tiny_query: Query) -> None:
-    forward = tiny_subject.forward
-    references = active_references(forward, tiny_query)
+def test_the_match_as_a_layer_is_the_match(tiny_subject: Subject, tiny_query: Query) -> None:
+    references, foils = tiny_query.references
     with torch.no_grad():
-        expected = forward(tiny_query.image, *tiny_query.references)
-        hinged = HingedTriplets(forward.encoder, forward)(tiny_query.image, *references)
-        linear = linear_loss(forward, *references)(forward.encoder(tiny_query.image))
-    torch.testing.assert_close(hinged, expected)
-    torch.testing.assert_close(linear[:, 0], expected)
+        embedding = tiny_subject.network(tiny_query.image)
+        linear = as_linear(references, foils)(embedding)[0, 0]
+        match = tiny_subject.forward(tiny_query.image, references, foils)[0]
+    by_hand = sum(float(embedding[0] @ r) for r in references[0]) / len(references[0])
+    by_hand -= sum(float(embedding[0] @ f) for f in foils[0]) / len(foils[0])
+    assert float(linear) == pytest.approx(by_hand, abs=1e-6)
+    assert float(match) == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_a_loss_that_is_not_linear_in_the_embedding_is_refused(tiny_subject: Subject) -> None:
-    forward = TripletForward(tiny_subject.network, distance="euclidean")
-    with pytest.raises(MethodUnavailableError, match="euclidean distances is not linear"):
-        linear_loss(forward, torch.randn(1, 2, 6), torch.randn(1, 2, 6))
+def test_the_match_is_the_mean_over_all_tuples_of_the_distances_difference(
+    tiny_subject: Subject, tiny_query: Query
+) -> None:
+    references, foils = tiny_query.references
+    with torch.no_grad():
+        anchor = tiny_subject.network(tiny_query.image)[0]
+        match = tiny_subject.forward(tiny_query.image, references, foils)[0]
+    tuples = [
+        ((anchor - foil) ** 2).sum() - ((anchor - reference) ** 2).sum()
+        for reference in references[0]
+        for foil in foils[0]
+    ]
+    torch.testing.assert_close(2 * match, torch.stack(tuples).mean(), atol=1e-5, rtol=1e-4)

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks.methods.canonical_loss import HingedTriplets, active_references
 from captum.attr import DeepLift
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +12,8 @@ from benchmarks.methods import METHODS, MethodUnavailableError, Query, Subject
 from benchmarks.methods.availability import trial_query
 from benchmarks.methods.canonical import MaxPool, canonical
 from benchmarks.methods.deep_lift_rules import max_pool_rule, unit_length_rule
+from benchmarks.methods.match import Match
 from benchmarks.networks.build import EmbeddingNetwork
-from captum_embed import TripletForward
 
 
 @settings(max_examples=50, deadline=None)
@@ -98,27 +97,24 @@ def test_the_rule_for_max_pooling_is_captum_s_where_windows_do_not_overlap() -> 
     torch.testing.assert_close(max_pool_rule(*given_to_rule), maxpool2d(*given_to_rule))
 
 
-def change_of_loss(subject: Subject, query: Query) -> Tensor:
-    """From the mean image; a tuple keeps its part in the mean even where its loss ends."""
-    references = active_references(subject.forward, query)
-
-    def loss(image: Tensor) -> Tensor:
-        anchor = subject.network(image)[:, None]
-        return subject.forward.tuple_loss(anchor, *references).mean()
-
+def change_of_match(subject: Subject, query: Query) -> Tensor:
+    """From the mean image."""
     with torch.no_grad():
-        return loss(query.image) - loss(torch.zeros_like(query.image))
+        at_image = subject.forward(query.image, *query.references)
+        return (at_image - subject.forward(torch.zeros_like(query.image), *query.references))[0]
 
 
-def test_deep_lift_sums_to_the_change_of_the_loss(tiny_subject: Subject, tiny_query: Query) -> None:
+def test_deep_lift_sums_to_the_change_of_the_match(
+    tiny_subject: Subject, tiny_query: Query
+) -> None:
     network = canonical(tiny_subject.network, tiny_subject.layer)
-    forward = HingedTriplets(network.encoder, tiny_subject.forward)
+    forward = Match(network.encoder)
     attributions = DeepLift(forward).attribute(
         tiny_query.image.clone().requires_grad_(),
         torch.zeros_like(tiny_query.image),
-        additional_forward_args=active_references(tiny_subject.forward, tiny_query),
+        additional_forward_args=tiny_query.references,
     )
-    change = change_of_loss(tiny_subject, tiny_query)
+    change = change_of_match(tiny_subject, tiny_query)
     assert change.abs() > 0.005
     torch.testing.assert_close(attributions.sum(), change, rtol=1e-3, atol=1e-5)
     # The entry is this, with its colours reduced.
@@ -150,12 +146,12 @@ def test_captum_on_the_network_as_it_is_would_miss_the_change(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Network().requires_grad_(False)
-    forward = TripletForward(network, margin=10)
-    references = active_references(forward, tiny_query)
+    forward = Match(network)
+    references = tiny_query.references
     baseline = torch.full_like(tiny_query.image, 0.3)
     image = tiny_query.image.clone().requires_grad_()
     plain = DeepLift(forward).attribute(image, baseline, additional_forward_args=references)
-    ruled = DeepLift(HingedTriplets(canonical(network, network.features).encoder, forward))
+    ruled = DeepLift(Match(canonical(network, network.features).encoder))
     attributions = ruled.attribute(image, baseline, additional_forward_args=references)
     with torch.no_grad():
         change = (forward(image, *references) - forward(baseline, *references)).sum()
@@ -167,7 +163,7 @@ def test_layer_deep_lift_sums_to_the_change_of_the_loss(
     tiny_subject: Subject, tiny_query: Query
 ) -> None:
     signed = METHODS["layer_deep_lift"].build(tiny_subject)(tiny_query)
-    change = change_of_loss(tiny_subject, tiny_query)
+    change = change_of_match(tiny_subject, tiny_query)
     torch.testing.assert_close(signed.sum(), change, rtol=1e-3, atol=1e-5)
 
 
@@ -191,7 +187,7 @@ def test_on_a_network_that_captum_supports_it_is_captum_s_deep_lift(tiny_query: 
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6)
     ).requires_grad_(False)
     # So large a margin that no hinge bends anywhere.
-    forward = TripletForward(network, margin=100.0)
+    forward = Match(network, margin=100.0)
     by_hand = DeepLift(forward).attribute(
         tiny_query.image.clone().requires_grad_(),
         torch.zeros_like(tiny_query.image),
@@ -212,7 +208,7 @@ def test_a_nonlinearity_without_a_rule_makes_it_unavailable(tiny_subject: Subjec
             return (x * x.mean((2, 3), keepdim=True).exp()).sum((2, 3))
 
     network = Gated(tiny_subject.layer)
-    subject = Subject(TripletForward(network), network.features)
+    subject = Subject(Match(network), network.features)
     with pytest.raises(
         MethodUnavailableError, match=r"sum to .* without a DeepLift rule: exp, mul"
     ):
@@ -220,7 +216,7 @@ def test_a_nonlinearity_without_a_rule_makes_it_unavailable(tiny_subject: Subjec
 
 
 def test_another_distance_is_refused_where_it_breaks_completeness(tiny_subject: Subject) -> None:
-    forward = TripletForward(tiny_subject.network, distance="euclidean")
+    forward = Match(tiny_subject.network, distance="euclidean")
     with pytest.raises(MethodUnavailableError, match="where the loss changes by"):
         METHODS["deep_lift"].build(replace(tiny_subject, forward=forward))
 
@@ -235,7 +231,7 @@ def test_torchvision_s_resnet_is_served(name: str) -> None:
         features = nn.Sequential(*list(resnet18().children())[:-2])
         network = EmbeddingNetwork(features, nn.Linear(512, 6, bias=False))
     network.eval().requires_grad_(False)
-    subject = Subject(TripletForward(network), network.features)
+    subject = Subject(Match(network), network.features)
     explain = METHODS[name].build(subject)
     query = trial_query(subject)
     assert query is not None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.methods import METHODS, Query, Subject, budget, captum_call, captum_paths
 from benchmarks.methods.budget import num_steps
+from benchmarks.methods.match import Match
 
 
 def magnitude(attributions: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ def test_guidance_follows_its_definition(bias_free_subject: Subject, tiny_query:
         torch.manual_seed(0)
         conv = nn.Conv2d(3, 6, 3).requires_grad_(False)
     network = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    subject = replace(bias_free_subject, forward=TripletForward(network), layer=conv)
+    subject = replace(bias_free_subject, forward=Match(network), layer=conv)
     image = tiny_query.image.clone().requires_grad_()
     before = conv(image)
     after = before.detach().relu().requires_grad_()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,6 @@ from torch import Tensor, nn
 
 from benchmarks.methods import (
     METHODS,
-    BankSpec,
     MethodUnavailableError,
     Query,
     Subject,
@@ -15,11 +16,12 @@ from benchmarks.methods import (
     heatmap,
     select,
 )
+from benchmarks.methods.match import Match
 from benchmarks.methods.reductions import channel_norm, channel_sum, colour_magnitude
 from benchmarks.networks.build import EmbeddingNetwork
 from captum_embed import TripletForward, WeightBank
 from captum_embed.errors import InputError
-from captum_embed.recipes import RECOMMENDED
+from captum_embed.recipes import EXPLAIN, LOCALIZE
 
 CHANNELS, WIDTH, TUPLES = 60, 6, 5
 
@@ -37,9 +39,10 @@ def subject() -> Subject:
         bank = WeightBank(embeddings, weights, labels=torch.arange(12) // 3)
     specs = distinct_banks(METHODS.values())
     return Subject(
-        TripletForward(network, margin=0.2),
+        Match(network),
         network.features,
         bank,
+        budget=16,
         other_banks=dict.fromkeys(specs, bank),
         other_layers={spec.layer: network.features for spec in specs},
     )
@@ -51,12 +54,7 @@ def query(subject: Subject) -> Query:
     image = torch.randn(1, 3, 20, 26, generator=generator)
     references = F.normalize(torch.randn(2, 1, TUPLES, WIDTH, generator=generator), dim=-1)
     positives, negatives = references
-    # The loss of each tuple is above zero, so that all of them count.
-    losses = subject.forward.tuple_loss(subject.network(image)[:, None], positives, negatives)
-    far, near = torch.where(losses[..., None] > 0, references, references.flip(0))
-    query = Query(image, (far, near))
-    assert (subject.forward.tuple_loss(subject.network(image)[:, None], far, near) > 0).all()
-    return query
+    return Query(image, (positives, negatives))
 
 
 def explain(name: str, subject: Subject, query: Query) -> Tensor:
@@ -76,7 +74,7 @@ def test_every_method_gives_a_finite_map_of_the_image_s_size(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_image_without_a_loss_has_an_empty_map_or_needs_no_tuples(
+def test_an_image_without_references_has_an_empty_map_or_needs_no_tuples(
     name: str, subject: Subject, query: Query
 ) -> None:
     nothing = Query(query.image, tuple(r[:, :0] for r in query.references))
@@ -108,65 +106,61 @@ def test_a_method_leaves_the_network_as_it_was(name: str, subject: Subject, quer
 def test_layer_grad_cam_is_captum_s_called_by_hand(subject: Subject, query: Query) -> None:
     positives, negatives = query.references
 
-    def loss(image: Tensor) -> Tensor:
+    def match(image: Tensor) -> Tensor:
         anchor = subject.network(image)[:, None]
         near = ((anchor - positives) ** 2).sum(-1)
         far = ((anchor - negatives) ** 2).sum(-1)
-        return (near - far + 0.2).mean(1)
+        return (far - near).mean(1) / 2
 
-    by_hand = LayerGradCam(loss, subject.layer).attribute(query.image)
+    by_hand = LayerGradCam(match, subject.layer).attribute(query.image)
     ours = explain("layer_grad_cam", subject, query)
     torch.testing.assert_close(ours, by_hand, atol=1e-6, rtol=1e-4)
 
 
-def test_our_gradient_over_all_tuples_is_layer_grad_cam(subject: Subject, query: Query) -> None:
-    ours = explain("ours_gradient_50", subject, query)
-    torch.testing.assert_close(
-        ours, explain("layer_grad_cam", subject, query), atol=1e-6, rtol=1e-4
-    )
+def test_without_a_recipe_ours_is_layer_grad_cam_and_the_loss_its_negative(
+    subject: Subject, query: Query
+) -> None:
+    captums = explain("layer_grad_cam", subject, query)
+    torch.testing.assert_close(explain("ours_gradient", subject, query), captums)
+    torch.testing.assert_close(explain("layer_grad_cam_loss", subject, query), -captums)
 
 
-def test_one_tuple_is_the_first_and_hardest(subject: Subject, query: Query) -> None:
-    one = Query(query.image, tuple(reference[:, :1] for reference in query.references))
-    assert one.references[0].shape == (1, 1, WIDTH)
-    expected = explain("layer_grad_cam", subject, one)
-    torch.testing.assert_close(
-        explain("ours_gradient_1", subject, query), expected, atol=1e-6, rtol=1e-4
-    )
-    assert not torch.allclose(expected, explain("layer_grad_cam", subject, query))
-
-
-@pytest.mark.parametrize(
-    ("name", "neighbors", "channel_filter"),
-    [
-        ("ours_transfer", 1, lambda w: w),
-        ("ours_transfer_positive", 1, lambda w: w.clamp(min=0)),
-        ("ours_transfer_absolute", 1, torch.abs),
-        ("ours_transfer_absolute_10", 10, torch.abs),
-        ("ours_transfer_absolute_10_sqrt", 10, torch.abs),
-        ("ours_transfer_top50", 1, lambda w: torch.where(w >= w.sort().values[:, -50], w, 0)),
-    ],
-)
-def test_transfer_weighs_the_activations_with_the_neighbours_weights(
-    name: str, neighbors: int, channel_filter, subject: Subject, query: Query
+@pytest.mark.parametrize("explains", ["match", "loss"])
+def test_the_paper_s_map_weighs_activations_with_the_neighbour_s_fifty_largest_weights(
+    explains: str, subject: Subject, query: Query
 ) -> None:
     bank = subject.needed_bank()
     embedding = subject.network(query.image)
-    nearest = ((bank.embeddings - embedding) ** 2).sum(1).argsort()[:neighbors]
-    weights = channel_filter(bank.weights[nearest].mean(0, keepdim=True))[0]
-    by_hand = torch.einsum("c,nchw->nhw", weights, subject.network.features(query.image))[:, None]
+    weights = bank.weights[((bank.embeddings - embedding) ** 2).sum(1).argmin()]
+    kept = torch.where(weights >= weights.sort().values[-50], weights, 0)
+    by_hand = torch.einsum("c,nchw->nhw", kept, subject.network.features(query.image))[:, None]
+    name = "ours_paper" if explains == "match" else "ours_paper_loss"
     torch.testing.assert_close(explain(name, subject, query), by_hand, atol=1e-5, rtol=1e-4)
 
 
-def test_the_run_s_number_of_neighbours_is_used_and_no_more_than_there_are(
+def test_controls_have_no_use_for_the_bank_s_weights(subject: Subject, query: Query) -> None:
+    specs = subject.other_banks
+    other = WeightBank(subject.needed_bank().embeddings, torch.rand(12, CHANNELS))
+    changed = replace(subject, bank=other, other_banks=dict.fromkeys(specs, other))
+    for name in ("control_uniform", "control_explain_uniform"):
+        assert torch.equal(explain(name, subject, query), explain(name, changed, query))
+    assert not torch.equal(
+        explain("ours_localize", subject, query), explain("ours_localize", changed, query)
+    )
+
+
+def test_a_permuted_control_weighs_the_same_channels_otherwise(
     subject: Subject, query: Query
 ) -> None:
-    def with_neighbors(count: int) -> Tensor:
-        chosen = Subject(subject.forward, subject.layer, subject.bank, num_neighbors=count)
-        return explain("ours_transfer", chosen, query)
-
-    assert not torch.allclose(with_neighbors(1), with_neighbors(3))
-    assert torch.equal(with_neighbors(12), with_neighbors(50))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        order = torch.randperm(CHANNELS)
+        torch.manual_seed(0)
+        permuted = explain("control_explain_permuted", subject, query)
+    bank = subject.needed_bank()
+    weights = bank.weights.mean(0, keepdim=True)[:, order]
+    expected = EXPLAIN.map_func(weights, subject.network.features(query.image))
+    torch.testing.assert_close(permuted, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_saliency_adds_the_colours_magnitudes(subject: Subject, query: Query) -> None:
@@ -186,13 +180,13 @@ def test_layer_activation_is_the_norm_over_channels(subject: Subject, query: Que
 
 def test_a_transfer_method_without_a_bank_is_unavailable(subject: Subject) -> None:
     with pytest.raises(MethodUnavailableError, match="no weight bank"):
-        METHODS["ours_transfer"].build(Subject(subject.forward, subject.layer))
+        METHODS["ours_paper"].build(Subject(subject.forward, subject.layer))
 
 
 def test_a_guided_method_without_relu_modules_is_unavailable() -> None:
     network = EmbeddingNetwork(nn.Conv2d(3, 4, 3), nn.Identity())
     with pytest.raises(MethodUnavailableError, match=r"no nn\.ReLU module"):
-        METHODS["guided_grad_cam"].build(Subject(TripletForward(network), network.features))
+        METHODS["guided_grad_cam"].build(Subject(Match(network), network.features))
 
 
 def test_reductions_keep_signs_where_they_should() -> None:
@@ -219,7 +213,7 @@ def test_nan_stays_visible_in_a_heatmap() -> None:
 
 
 def test_methods_are_chosen_by_name_and_by_group() -> None:
-    assert [m.name for m in select(["saliency", "ours_transfer"])] == ["ours_transfer", "saliency"]
+    assert [m.name for m in select(["saliency", "ours_paper"])] == ["ours_paper", "saliency"]
     assert {m.name for m in select(["all"])} == set(METHODS)
     assert {m.cost for m in select(["fast"])} == {"fast"}
     assert select(["fast", "saliency"]) == select(["fast"])
@@ -232,7 +226,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_recipe_explains_the_layer_its_bank_was_built_for(subject: Subject, query: Query) -> None:
-    spec = METHODS["ours_recommended"].bank
+    spec = METHODS["ours_localize"].bank
     assert spec is not None
     earlier = subject.network.features[0]
     small = WeightBank(subject.needed_bank().embeddings, torch.rand(12, 8))
@@ -243,12 +237,11 @@ def test_a_recipe_explains_the_layer_its_bank_was_built_for(subject: Subject, qu
         other_banks={spec: small},
         other_layers={spec.layer: earlier},
     )
-    expected = RECOMMENDED.grad_cam(subject.forward, earlier, weight_bank=small)
-    actual = METHODS["ours_recommended"].build(other)(query)
+    expected = LOCALIZE.grad_cam(TripletForward(subject.network), earlier, weight_bank=small)
+    actual = METHODS["ours_localize"].build(other)(query)
     torch.testing.assert_close(actual, expected.attribute(query.image))
 
 
 def test_equal_bank_specs_share_a_bank_and_others_do_not() -> None:
     specs = distinct_banks(METHODS.values())
     assert len(specs) == len(set(specs)) == len({spec.folder_name for spec in specs})
-    assert BankSpec() in specs

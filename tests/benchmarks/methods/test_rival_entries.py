@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.methods import METHODS, MethodUnavailableError, Query, Subject
-from captum_embed import TripletForward, WeightBank
+from benchmarks.methods.match import Match
+from captum_embed import WeightBank
 
 
 def explain(name: str, subject: Subject, query: Query) -> Tensor:
@@ -115,7 +116,7 @@ def test_rivals_that_need_a_linear_head_say_so(
             return self.head(self.features(image).mean((2, 3)))
 
     network = Network()
-    subject = replace(tiny_subject, forward=TripletForward(network))
+    subject = replace(tiny_subject, forward=Match(network))
     with pytest.raises(MethodUnavailableError, match=reason):
         METHODS["activation_decomposition"].build(subject)
     with pytest.raises(MethodUnavailableError, match="no module `head`"):
