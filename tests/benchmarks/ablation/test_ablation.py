@@ -26,7 +26,7 @@ from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import load_rgb
 from benchmarks.networks import EmbeddingNetwork, imagenet_network
 from benchmarks.settings import ClassNumbers
-from captum_embed import EmbeddingLayerGradCam, TripletForward, WeightBank, build_weight_bank
+from captum_embed import TripletForward, WeightBank, build_weight_bank
 from captum_embed.errors import InputError
 from captum_embed.recipes import RECOMMENDED
 
