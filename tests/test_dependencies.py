@@ -50,9 +50,11 @@ def declared(extras: tuple[str, ...]) -> set[str]:
             lines = requires(name) or []
         except PackageNotFoundError:
             continue
-        for requirement in map(Requirement, lines):
-            if any(applies(requirement.marker, extra) for extra in ("", *wanted)):
-                waiting.append((requirement.name, tuple(requirement.extras)))
+        waiting += [
+            (requirement.name, tuple(requirement.extras))
+            for requirement in map(Requirement, lines)
+            if any(applies(requirement.marker, extra) for extra in ("", *wanted))
+        ]
     return found
 
 

@@ -43,7 +43,7 @@ def explainer(
         if not _num_tuples(query):
             return query.image.new_zeros(1, 1, 1, 1)
         image = query.image.detach().clone().requires_grad_()
-        with _quiet(), _seeded(subject.seed, query.image), _nothing_kept(hooked):
+        with _quiet(), seeded_by(subject.seed, query.image), _nothing_kept(hooked):
             return reduce(attribute(replace(query, image=image)).detach())
 
     return explain
@@ -64,7 +64,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(seed: int, image: Tensor) -> Iterator[None]:
+def seeded_by(seed: int, image: Tensor) -> Iterator[None]:
     """The global generators, which Captum draws from, seeded by an image and then put back."""
     pixels = image.detach().cpu().contiguous().numpy().tobytes()
     digest = hashlib.blake2b(pixels, digest_size=6, key=str(seed).encode()).digest()

@@ -1,4 +1,4 @@
-"""What every method explains: the match of an image with its references, less that with its foils."""
+"""What every method explains: the match with references, less that with foils."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 class Match(nn.Module):
-    r"""The one scalar of a run: :math:`e(x) \cdot (\mathrm{mean}_r\, \hat r - \mathrm{mean}_f\, \hat f)`.
+    r"""The one scalar of a run, of unit references and foils.
+
+    .. math:: s(x) = e(x) \cdot (\mathrm{mean}_r\, \hat r - \mathrm{mean}_f\, \hat f)
 
     Of unit embeddings it is the mean cosine to the references less that to the foils. With the
     images of a class as references and all others as foils it is, up to a factor and a constant,
@@ -31,14 +33,14 @@ class Match(nn.Module):
 
 
 def direction(references: Tensor, foils: Tensor) -> Tensor:
-    """What an embedding is multiplied with, (N, D); no foils (N, 0, D) count as zero.
+    """What an embedding is multiplied with, (N, D); where there are none, (N, 0, D), zero.
 
     Example:
         >>> direction(torch.tensor([[[3.0, 0.0], [1.0, 0.0]]]), torch.zeros(1, 0, 2))
         tensor([[1., 0.]])
     """
-    towards = F.normalize(references, dim=2).mean(1)
-    return towards - F.normalize(foils, dim=2).mean(1) if foils.shape[1] else towards
+    towards, away = (F.normalize(r, dim=2).sum(1) / max(1, r.shape[1]) for r in (references, foils))
+    return towards - away
 
 
 def as_linear(references: Tensor, foils: Tensor) -> nn.Linear:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.methods.captum_call import seeded_by
 from benchmarks.methods.method import (
     CHOSEN_LAYER,
     RECOMMENDED_LAYER,
@@ -76,7 +77,8 @@ def transferred(
             )
 
         def explain(query: Query) -> Tensor:
-            signed_map = grad_cam.attribute(query.image)
+            with seeded_by(subject.seed, query.image):
+                signed_map = grad_cam.attribute(query.image)
             assert isinstance(signed_map, Tensor)
             return signed_map
 

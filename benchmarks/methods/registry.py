@@ -40,7 +40,7 @@ METHODS: dict[str, Method] = {
     for method in family
 }
 
-# Minutes instead of hours on a laptop: ours with the controls, the paper's rival, and Captum's first.
+# Minutes instead of hours: ours with the controls, the paper's rival, and Captum's first.
 CORE = (
     "ours_localize",
     "control_uniform",

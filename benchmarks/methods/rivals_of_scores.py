@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.methods.availability import tried
 from benchmarks.methods.budget import batch_size, window_sides, window_stride
 from benchmarks.methods.captum_call import explainer
+from benchmarks.methods.match import direction
 from benchmarks.methods.method import Explainer, Method, Query, Subject
 from captum_embed.rivals import RELAX, SBSM, AblationCAM, LaFAM, ScoreCAM, SecondOrderAttribution
 
@@ -50,7 +51,8 @@ def _masks(subject: Subject, query: Query) -> dict[str, Any]:
 
 
 def _channels(subject: Subject, query: Query) -> dict[str, Any]:
-    return {"max_channels": subject.budget, "perturbations_per_eval": batch_size(query.image)}
+    # One evaluation for the activations, and one of the image as it is.
+    return {"max_channels": max(1, subject.budget - 2), "perturbations_per_eval": batch_size(query.image)}
 
 
 def _lafam(subject: Subject) -> Explainer:
@@ -69,11 +71,13 @@ def _second_order(subject: Subject) -> Explainer:
     method = SecondOrderAttribution(subject.network, subject.layer, head, similarity="cosine")
 
     def attribute(query: Query) -> Tensor:
-        signed_map = method.attribute(query.image, query.references[0][0])
+        # The mean of unit references: the map is linear in the reference.
+        mean = direction(query.references[0], query.references[0][:, :0])
+        signed_map = method.attribute(query.image, mean)
         assert isinstance(signed_map, Tensor)
         return signed_map
 
-    return explainer(subject, attribute, lambda signed_map: signed_map.mean(0, keepdim=True))
+    return explainer(subject, attribute, lambda signed_map: signed_map)
 
 
 METHODS = (

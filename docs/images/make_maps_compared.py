@@ -23,6 +23,7 @@ from captum_embed import (
     channel_filters,
     map_functions,
 )
+from captum_embed.recipes import RECOMMENDED
 from captum_embed.visualization import grid, heatmap, overlay
 
 ROWS = ("Cat", "Cup", "Horse", "Photographer", "Shuttle")

@@ -109,7 +109,7 @@ def test_activations_with_nan_are_refused(encoder, bank):
     grad_cam = EmbeddingLayerGradCam(
         TripletForward(encoder), encoder[0], weight_bank=bank, embedding_func=Rounds()
     )
-    with pytest.raises(LayerError, match="activations.*NaN"):
+    with pytest.raises(LayerError, match=r"activations.*NaN"):
         grad_cam.attribute(query)
 
 

@@ -141,9 +141,13 @@ def test_layers_that_are_all_border_are_refused(make, size):
 
 
 @given(
-    n=st.integers(1, 3), channels=st.integers(1, 4), rows=st.integers(1, 5), columns=st.integers(1, 5),
-    power=st.floats(0, 3), seed=st.integers(0, 99),
-)  # fmt: skip
+    n=st.integers(1, 3),
+    channels=st.integers(1, 4),
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 5),
+    power=st.floats(0, 3),
+    seed=st.integers(0, 99),
+)
 def test_agreed_evidence_is_the_formula_written_as_loops(n, channels, rows, columns, power, seed):
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(n, channels, generator=generator, dtype=torch.float64)

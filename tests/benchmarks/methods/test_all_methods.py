@@ -27,7 +27,8 @@ def captum_class(method: Method) -> str:
 
 
 def test_every_attribution_of_captum_has_its_entry() -> None:
-    entries = [captum_class(m) for m in METHODS.values() if m.family.startswith("captum")]
+    methods = [m for m in METHODS.values() if m.family.startswith("captum")]
+    entries = [captum_class(m) for m in methods if m.name != "layer_grad_cam_loss"]
     assert len(entries) == len(set(entries))
     assert set(entries) == ISSUE
 
@@ -86,14 +87,14 @@ def test_a_slow_method_keeps_to_its_budget(
     explain = METHODS[name].build(replace(tiny_subject, budget=budget))
     with counted(tiny_subject.layer.stem) as counts:
         explain(tiny_query)
-    # DeepSHAP looks up first which tuples have a loss.
     assert 2 <= sum(counts) <= budget + 1
 
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_larger_budget_buys_more(name: str, tiny_subject: Subject, tiny_query: Query) -> None:
     spent = []
-    for budget in (12, 48):
+    # Score-CAM takes no more evaluations than there are channels.
+    for budget in (6, 12) if name == "score_cam" else (12, 48):
         explain = METHODS[name].build(replace(tiny_subject, budget=budget))
         with counted(tiny_subject.layer.stem) as counts:
             explain(tiny_query)
@@ -103,7 +104,7 @@ def test_a_larger_budget_buys_more(name: str, tiny_subject: Subject, tiny_query:
 
 DRAWING = (
     "layer_deep_lift_shap", "layer_gradient_shap", "deep_lift_shap", "gradient_shap",
-    "noise_tunnel_saliency", "shapley_value_sampling", "kernel_shap", "lime",
+    "noise_tunnel_saliency", "shapley_value_sampling", "kernel_shap", "lime", "relax",
 )  # fmt: skip
 
 

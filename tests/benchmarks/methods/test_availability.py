@@ -27,13 +27,13 @@ def constant(value: float, channels: int = 1) -> Explainer:
     return lambda query: torch.full((1, channels, 2, 2), value)
 
 
-def test_the_trial_s_tuples_have_a_loss() -> None:
+def test_the_trial_has_references_and_foils() -> None:
     subject = subject_of(Pooled())
     query = trial_query(subject)
     assert query is not None
     assert query.image.shape == (1, 3, TRIAL_SIDES[0], TRIAL_SIDES[0])
-    anchor = subject.network(query.image)[:, None]
-    assert (subject.forward.tuple_loss(anchor, *query.references) > 0).all()
+    assert [len(one[0]) for one in query.references] == [2, 2]
+    assert subject.forward(query.image, *query.references).abs() > 0
 
 
 def test_the_trial_takes_the_size_that_the_network_takes() -> None:

@@ -49,7 +49,7 @@ def test_occlusion_is_the_mean_over_the_windows_that_hide_a_pixel(
     np.testing.assert_allclose(entry[0, 0], 3 * np.abs(total / times), atol=1e-5)
 
 
-def test_feature_ablation_is_the_loss_without_a_superpixel(
+def test_feature_ablation_is_the_match_without_a_superpixel(
     tiny_subject: Subject, tiny_query: Query
 ) -> None:
     parts = superpixels(tiny_query.image, tiny_subject.budget - 1)
@@ -63,7 +63,7 @@ def test_feature_ablation_is_the_loss_without_a_superpixel(
     torch.testing.assert_close(entry, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_layer_feature_ablation_is_the_loss_without_a_position(
+def test_layer_feature_ablation_is_the_match_without_a_position(
     tiny_subject: Subject, tiny_query: Query
 ) -> None:
     subject = replace(tiny_subject, budget=200)
@@ -71,11 +71,11 @@ def test_layer_feature_ablation_is_the_loss_without_a_position(
     with torch.no_grad():
         activation = network.features(tiny_query.image)
 
-    def loss_of(activation: Tensor) -> float:
+    def match_of(activation: Tensor) -> float:
         with torch.no_grad():
             embedding = torch.nn.functional.normalize(network.unnormalized(activation), dim=1)
-            losses = subject.forward.tuple_loss(embedding[:, None], *tiny_query.references)
-        return float(losses.sum() / (losses > 0).sum())
+        references, foils = tiny_query.references
+        return float((embedding * (references.mean(1) - foils.mean(1))).sum())
 
     height, width = activation.shape[2:]
     expected = torch.zeros(1, 1, height, width)
@@ -83,7 +83,7 @@ def test_layer_feature_ablation_is_the_loss_without_a_position(
         for column in range(width):
             ablated = activation.clone()
             ablated[..., row, column] = 0
-            expected[..., row, column] = loss_of(activation) - loss_of(ablated)
+            expected[..., row, column] = match_of(activation) - match_of(ablated)
     entry = METHODS["layer_feature_ablation"].build(subject)(tiny_query)
     # Every channel of a position is given the position's difference.
     torch.testing.assert_close(entry / activation.shape[1], expected, atol=1e-5, rtol=1e-3)

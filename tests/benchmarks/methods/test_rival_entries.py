@@ -69,11 +69,12 @@ def test_similarity_grad_cam_bypasses_the_l2_norm(tiny_subject: Subject, tiny_qu
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_layer_cam_explains_the_loss(tiny_subject: Subject, tiny_query: Query) -> None:
+def test_layer_cam_explains_the_match(tiny_subject: Subject, tiny_query: Query) -> None:
     activation = tiny_subject.network.features(tiny_query.image).requires_grad_()
     embedding = F.normalize(tiny_subject.network.unnormalized(activation), dim=1)
-    losses = tiny_subject.forward.tuple_loss(embedding[:, None], *tiny_query.references)
-    (gradient,) = torch.autograd.grad(losses.sum() / (losses > 0).sum(), activation)
+    references, foils = tiny_query.references
+    match = (embedding * (references.mean(1) - foils.mean(1))).sum()
+    (gradient,) = torch.autograd.grad(match, activation)
     expected = (gradient.relu() * activation).sum(1, keepdim=True)
     found = explain("embedding_layer_cam", tiny_subject, tiny_query)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-6)
@@ -121,7 +122,7 @@ def test_rivals_that_need_a_linear_head_say_so(
         METHODS["activation_decomposition"].build(subject)
     with pytest.raises(MethodUnavailableError, match="no module `head`"):
         METHODS["similarity_grad_cam"].build(
-            replace(subject, forward=TripletForward(nn.Sequential(network)))
+            replace(subject, forward=Match(nn.Sequential(network)))
         )
 
 
