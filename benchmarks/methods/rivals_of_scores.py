@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.methods.availability import tried
@@ -45,14 +46,18 @@ def _windows(subject: Subject, query: Query) -> dict[str, Any]:
 def _masks(subject: Subject, query: Query) -> dict[str, Any]:
     return {
         "num_masks": subject.budget,
-        "seed": subject.seed,
+        # From the global generator, which is seeded by the run and the image.
+        "seed": int(torch.randint(2**31, ())),
         "perturbations_per_eval": batch_size(query.image),
     }
 
 
 def _channels(subject: Subject, query: Query) -> dict[str, Any]:
     # One evaluation for the activations, and one of the image as it is.
-    return {"max_channels": max(1, subject.budget - 2), "perturbations_per_eval": batch_size(query.image)}
+    return {
+        "max_channels": max(1, subject.budget - 2),
+        "perturbations_per_eval": batch_size(query.image),
+    }
 
 
 def _lafam(subject: Subject) -> Explainer:

@@ -76,7 +76,7 @@ def test_a_shap_method_is_captum_s(
     tiny_query: Query,
 ) -> None:
     """Small enough for one batch, so that the draws are the same."""
-    with captum_call._seeded(tiny_subject.seed, tiny_query.image):
+    with captum_call.seeded_by(tiny_subject.seed, tiny_query.image):
         by_hand = create(tiny_subject.forward, tiny_subject.layer).attribute(
             tiny_query.image.clone().requires_grad_(),
             captum_paths.plain_images(tiny_query.image, samples),

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.methods import METHODS, MethodUnavailableError, Query, Subject
 from benchmarks.methods import captum_perturbation as perturbation
 from benchmarks.methods.budget import block_side, window_sides, window_stride
-from benchmarks.methods.captum_call import _seeded
+from benchmarks.methods.captum_call import seeded_by
 from benchmarks.methods.superpixels import superpixels
 
 
@@ -110,7 +110,7 @@ def test_shapley_values_sum_to_the_change_of_the_loss(
     subject = replace(tiny_subject, budget=100)
     most = {perturbation._kernel_shap: 25}.get(attribute, 14)
     parts = superpixels(tiny_query.image, most)[0, 0]
-    with _seeded(0, tiny_query.image):
+    with seeded_by(0, tiny_query.image):
         attributions = attribute(subject, tiny_query)[0]
     values = []
     for part in parts.unique():
@@ -138,7 +138,7 @@ def test_lime_is_a_ridge_regression_on_which_superpixels_are_shown(
         return fit(self, x, y, sample_weight=sample_weight)
 
     monkeypatch.setattr(Ridge, "fit", recording)
-    with _seeded(0, tiny_query.image):
+    with seeded_by(0, tiny_query.image):
         attributions = perturbation._lime(tiny_subject, tiny_query)[0, 0]
     parts = superpixels(tiny_query.image, tiny_subject.budget // 4)[0, 0]
     x, weight = shown[0], weights[0]
