@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.ablation.ablate import AblateSettings, ablate, halves, summary
 from benchmarks.ablation.activations import ActivationCache, Tail
 from benchmarks.ablation.banks import mine_all_roles, transferred
 from benchmarks.ablation.scoring import Fold
@@ -19,7 +20,6 @@ from benchmarks.ablation.variants import (
     VARIANTS,
     BankVariant,
 )
-from benchmarks.commands.ablate import AblateSettings, ablate, halves, summary
 from benchmarks.core.settings import ClassNumbers
 from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.embedded import write_embedded
@@ -167,7 +167,7 @@ def test_summary_counts_boxes_right_by_hand():
         {"iou": {variant.key: [values[i]] * 99 for variant, values in ious.items()}}
         for i in range(4)
     ]
-    base, paper = summary(records, list(ious), seed=0)
+    base, paper = summary(records, list(ious), seed=0, num_resamples=50)
     assert base["accuracy_at_0.2"][0] == 0.5
     assert paper["max_box_acc"][0] == 0.25
     assert paper["difference_at_0.2"][0] == -0.25

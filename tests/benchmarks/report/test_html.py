@@ -193,7 +193,8 @@ def test_a_run_without_our_methods_or_costs_is_shown_too(results: dict[str, Any]
         del results["summary"][name]
     for protocols in results["summary"].values():
         for numbers in protocols.values():
-            numbers.pop("difference", None)
+            for figure in numbers["figures"].values():
+                figure.pop("difference", None)
             numbers |= {"median_seconds": None, "times_forward": None, "peak_memory_bytes": None}
     results["methods"] = [m for m in results["methods"] if m["family"] != "ours"]
     page = Page(render(results))
@@ -209,7 +210,9 @@ def test_differences_that_leave_out_zero_are_marked(
     results: dict[str, Any], ends: tuple[float, float], mark: str | None
 ) -> None:
     for numbers in results["summary"]["saliency"].values():
-        numbers["difference"] = {"accuracy_at_0.2": [sum(ends) / 2, *ends]}
+        parts = ("difference", "difference_low", "difference_high")
+        for found in numbers["figures"].values():
+            found |= dict(zip(parts, (sum(ends) / 2, *ends), strict=True))
     table = str(table_section(results, styles(results)))
     row = table.split('data-method="saliency"')[1].split("</tr>")[0]
     assert [kind for kind in ("below", "above") if f'class="{kind}"' in row] == [mark] * bool(mark)
