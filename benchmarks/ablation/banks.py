@@ -86,7 +86,7 @@ def build_bank(
 ) -> WeightBank:
     """The bank of some images."""
     tail = Tail(cache.network, variant)
-    forward: MetricForward = TripletForward(tail, margin, variant.distance)
+    forward: MetricForward = TripletForward(tail, margin, variant.distance, variant.explains)
     mining: Any = variant.mining
     if variant.roles == "all":
         forward, mining = AllRolesTriplet(tail, margin), mine_all_roles

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from captum_embed import channel_filters
+from captum_embed.encoder_forward import Distance, Explains
 from captum_embed.map_functions import (
     MapFunction,
     background_contrast,
@@ -16,8 +17,7 @@ from captum_embed.map_functions import (
     weighted_norm,
     weighted_sum,
 )
-from captum_embed.metric_forwards import Distance
-from captum_embed.recipes import PAPER, RECOMMENDED
+from captum_embed.recipes import LOCALIZE, PAPER
 
 LAST, BLOCK, STRIDE_16 = "last", "blocks", "blocks.10"
 View = Literal["plain", "flipped", "enlarged"]
@@ -30,8 +30,9 @@ class BankVariant:
     Args:
         layer (str): ``"last"``, the last activation; ``"blocks"``, the last block, in front of
             the final 1x1 convolution; ``"blocks.10"``, the last block at stride 16.
-        num_tuples (int): per image.
-        mining (str): ``"hardest"`` or ``"random"``.
+        num_tuples (int, optional): per image, where not all count.
+        mining (str): ``"all"``, ``"hardest"`` or ``"random"``.
+        explains (str): ``"match"`` or ``"loss"``.
         distance (str): of the triplet loss.
         norm (str): ``"differentiated"``: the gradient passes the L2 norm; ``"constant"``: it is
             taken in front of it, the norm held fixed.
@@ -41,8 +42,9 @@ class BankVariant:
     """
 
     layer: str = BLOCK
-    num_tuples: int = RECOMMENDED.num_tuples
-    mining: Literal["hardest", "random"] = RECOMMENDED.mining
+    num_tuples: int | None = None
+    mining: Literal["all", "hardest", "random"] = LOCALIZE.mining
+    explains: Explains = "match"
     distance: Distance = "squared_euclidean"
     norm: Literal["differentiated", "constant"] = "differentiated"
     pooling: Literal["average", "max"] = "average"
@@ -75,11 +77,11 @@ class Variant:
     bank: BankVariant = field(default_factory=BankVariant)
     entry_filter: Callable[[Tensor], Tensor] | None = channel_filters.absolute
     class_mean: bool = False
-    num_neighbors: int | None = RECOMMENDED.num_neighbors
+    num_neighbors: int | None = LOCALIZE.num_neighbors
     nearer_counts_more: bool = False
     channel_filter: Callable[[Tensor], Tensor] | None = None
     uniform: bool = False
-    map_func: MapFunction = RECOMMENDED.map_func or weighted_sum
+    map_func: MapFunction = LOCALIZE.map_func or weighted_sum
     views: tuple[View, ...] = ("plain",)
     fused_with: str | None = None
     percentile: float = 100.0
@@ -90,7 +92,7 @@ class Variant:
         return f"{self.axis}: {self.name}"
 
 
-BASE = Variant("recipe", "recommended")
+BASE = Variant("recipe", "localize")
 PAPER_VARIANT = Variant(
     "recipe",
     "paper",
@@ -100,7 +102,7 @@ PAPER_VARIANT = Variant(
     channel_filter=PAPER.channel_filter,
     map_func=weighted_sum,
 )
-CONTROL = Variant("recipe", "recommended, uniform weights", uniform=True)
+CONTROL = Variant("recipe", "localize, uniform weights", uniform=True)
 FINAL = (BASE, PAPER_VARIANT, CONTROL)
 
 
@@ -207,19 +209,20 @@ VARIANTS: tuple[Variant, ...] = (
     *_channels(),
     *_of(
         "tuples",
-        hardest_1=_bank(num_tuples=1),
-        hardest_10=_bank(num_tuples=10),
-        hardest_200=_bank(num_tuples=200),
+        hardest_1=_bank(num_tuples=1, mining="hardest"),
+        hardest_10=_bank(num_tuples=10, mining="hardest"),
+        hardest_50=_bank(num_tuples=50, mining="hardest"),
+        hardest_200=_bank(num_tuples=200, mining="hardest"),
         random_1=_bank(num_tuples=1, mining="random"),
-        random_50=_bank(mining="random"),
+        random_50=_bank(num_tuples=50, mining="random"),
         random_200=_bank(num_tuples=200, mining="random"),
     ),
     *_of(
         "loss",
-        euclidean=_bank(distance="euclidean"),
+        euclidean=_bank(distance="euclidean", num_tuples=50, mining="hardest"),
         cosine=_bank(distance="cosine"),
         norm_held_constant=_bank(norm="constant"),
-        image_in_all_roles=_bank(roles="all"),
+        image_in_all_roles=_bank(roles="all", num_tuples=50),
         max_pooled_embedding=_bank(pooling="max"),
     ),
     *_of(

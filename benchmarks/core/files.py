@@ -11,6 +11,9 @@ from typing import Any
 
 from captum_embed.errors import InputError
 
+# What the names of files begin with that are not finished yet.
+UNFINISHED = ".part-"
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     """Have `write` fill a temporary file in the same folder, then move it into place.
@@ -18,7 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     The temporary file keeps the suffix of `path`, from which some writers tell the format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
     try:
         temporary.touch()
         # safetensors makes files that only their owner may read; this one has the user's umask.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,3 +31,34 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(state)  # noqa: NPY002
+
+
+def seed_of(seed: int, *names: str) -> int:
+    """A seed that depends on nothing but the run's seed and the names.
+
+    Example:
+        >>> seed_of(0, "boxes", "a.jpg") == seed_of(0, "boxes", "a.jpg") != seed_of(0, "boxes", "b")
+        True
+    """
+    digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+class Named(Protocol):
+    """Anything with a key of its own."""
+
+    @property
+    def key(self) -> str:
+        """Of its own among all that it is drawn from."""
+
+
+NamedT = TypeVar("NamedT", bound=Named)
+
+
+def sample(items: Sequence[NamedT], limit: int | None, seed: int) -> list[NamedT]:
+    """At most `limit` items at random, in their order; a smaller limit takes a subset."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    drawn = sorted(items, key=lambda item: seed_of(seed, item.key))[:limit]
+    keys = {item.key for item in drawn}
+    return [item for item in items if item.key in keys]

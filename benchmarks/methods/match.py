@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Match(nn.Module):
-    r"""The one scalar of a run, of unit references and foils.
+    r"""The one scalar of a run, of references and foils.
 
-    .. math:: s(x) = e(x) \cdot (\mathrm{mean}_r\, \hat r - \mathrm{mean}_f\, \hat f)
+    .. math:: s(x) = e(x) \cdot (\mathrm{mean}_r\, r - \mathrm{mean}_f\, f)
 
     Of unit embeddings it is the mean cosine to the references less that to the foils. With the
     images of a class as references and all others as foils it is, up to a factor and a constant,
@@ -37,9 +36,9 @@ def direction(references: Tensor, foils: Tensor) -> Tensor:
 
     Example:
         >>> direction(torch.tensor([[[3.0, 0.0], [1.0, 0.0]]]), torch.zeros(1, 0, 2))
-        tensor([[1., 0.]])
+        tensor([[2., 0.]])
     """
-    towards, away = (F.normalize(r, dim=2).sum(1) / max(1, r.shape[1]) for r in (references, foils))
+    towards, away = (r.sum(1) / max(1, r.shape[1]) for r in (references, foils))
     return towards - away
 
 

@@ -93,10 +93,13 @@ class Query:
         image (Tensor): (1, 3, H, W), normalised as the network expects.
         references (tuple of Tensor): embeddings (1, R, D) of the references, which it should
             match, and (1, F, D) of the foils, which it should not; F may be 0.
+        asked (bool): the references were asked for, and are not the image's own class: transfer
+            then takes the neighbours of the references instead of the image's.
     """
 
     image: Tensor
     references: tuple[Tensor, ...] = ()
+    asked: bool = False
 
 
 # A signed map (1, 1, h, w) of a query, at whatever resolution the method has.
@@ -137,6 +140,11 @@ class Method:
     needs_tuples: bool = True
     shares_forward: bool = False
     map_power: float = 1.0
+
+    @property
+    def all_layers(self) -> tuple[str, ...]:
+        """The layers that it explains besides the run's, as in `BankSpec`."""
+        return self.layers if self.bank is None else (*self.layers, self.bank.layer)
 
     @property
     def needs_bank(self) -> bool:

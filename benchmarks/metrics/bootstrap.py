@@ -1,12 +1,13 @@
 """Percentile bootstrap over images: how far a figure would move with another sample of images.
 
-Every figure here is a statistic of means over images: an accuracy is a mean, the best threshold's
-accuracy the maximum of a mean curve, PxAP a function of the mean histogram. So a resample is a
-vector of counts, all resamples are one matrix product with the images' values, and a statistic
-that chooses (a best threshold) chooses anew in each resample.
+A resample is a vector of counts: how often each image was drawn. An aggregate takes the images'
+values and many such vectors at once. Most figures are a statistic of means over images: an accuracy
+is a mean, the best threshold's accuracy the maximum of a mean curve, PxAP a function of the mean
+histogram. Then all resamples are one matrix product with the images' values, and a statistic that
+chooses (a best threshold) chooses anew in each resample.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ CONFIDENCE = 0.95
 BLOCK_SIZE = 4_000_000
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+# Values (N, ...) of N images and counts (R, N), of which each row adds up to N, to (R, ...).
+Aggregate = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,90 @@ class Interval:
         return float(self.estimate), float(self.low), float(self.high)
 
 
+@dataclass(frozen=True)
+class Draws:
+    """A figure of all images, and of each resample of them.
+
+    Attributes:
+        estimate: of all images, (...).
+        resampled: (R, ...); equal seeds and numbers of images draw equal resamples.
+    """
+
+    estimate: NDArray[np.float64]
+    resampled: NDArray[np.float64]
+
+    def __sub__(self, other: "Draws") -> "Draws":
+        """Paired difference to another figure of the same images."""
+        return Draws(self.estimate - other.estimate, self.resampled - other.resampled)
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Percentile interval."""
+        if not 0 < confidence < 1:
+            raise InputError(f"the confidence lies between 0 and 1, got {confidence}")
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(self.resampled, [tail, 1 - tail], axis=0)
+        return Interval(self.estimate, low, high)
+
+
 def mean_itself(means: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the means over images as they are: the statistic of a plain mean or curve."""
     return means
+
+
+def of_mean(statistic: Statistic = mean_itself) -> Aggregate:
+    """Aggregate that applies a statistic to the mean over images.
+
+    Args:
+        statistic: maps means of shape (R, ...), R resamples, to (R, ...); for instance
+            ``pxap.pxap``, or the maximum of a curve.
+
+    Example:
+        >>> best = of_mean(lambda curves: curves.max(axis=1))
+        >>> best(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([[1.0, 1.0], [2.0, 0.0]]))
+        array([0.5, 1. ])
+    """
+
+    def aggregate(values: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        means = counts @ values.reshape(len(values), -1) / len(values)
+        return statistic(means.reshape(-1, *values.shape[1:]))
+
+    return aggregate
+
+
+def draw(
+    values: ArrayLike,
+    aggregate: Aggregate,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Draws:
+    """A figure of all images and of each resample.
+
+    Args:
+        values: (N, ...), one entry for each image. Images that were left out are not in it.
+        aggregate: values (N, ...) and counts (R, N) to (R, ...), see `of_mean`.
+        num_resamples: how often N images are drawn with replacement.
+        seed: of a generator of its own.
+
+    Raises:
+        InputError: no images, NaN or infinite values, or no resamples.
+    """
+    images = _check_values(values)
+    if num_resamples < 1:
+        raise InputError(f"at least one resample is needed, got num_resamples={num_resamples}")
+
+    def apply(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        result = np.asarray(aggregate(images, counts), dtype=np.float64)
+        if result.shape[:1] != (len(counts),):
+            raise InputError(
+                f"an aggregate has a row for each of {len(counts)} resamples, "
+                f"got shape {result.shape}"
+            )
+        return result
+
+    estimate = apply(np.ones((1, len(images))))[0]
+    resampled = [apply(counts) for counts in _counts(len(images), num_resamples, seed)]
+    return Draws(estimate, np.concatenate(resampled))
 
 
 def bootstrap_interval(
@@ -79,10 +163,8 @@ def bootstrap_interval(
         >>> bootstrap_interval([0.0, 1.0, 1.0, 1.0], num_resamples=100).as_floats()
         (0.75, 0.25, 1.0)
     """
-    images = _check_values(values)
-    _check_settings(num_resamples, confidence)
-    estimate, resampled = _evaluate(images, [statistic], num_resamples, seed)
-    return _percentile_interval(estimate[0], resampled[0], confidence)
+    draws = draw(values, of_mean(statistic), num_resamples=num_resamples, seed=seed)
+    return draws.interval(confidence)
 
 
 def paired_difference(
@@ -122,49 +204,22 @@ def paired_difference(
         raise InputError(
             f"paired values come from the same images and differ in shape: {a.shape}, {b.shape}"
         )
-    _check_settings(num_resamples, confidence)
-    both = np.stack([a, b], axis=1)
-    estimate, resampled = _evaluate(
-        both, [lambda m: statistic(m[:, 0]), lambda m: statistic(m[:, 1])], num_resamples, seed
+    ours, theirs = (
+        draw(values, of_mean(statistic), num_resamples=num_resamples, seed=seed)
+        for values in (a, b)
     )
-    return _percentile_interval(estimate[0] - estimate[1], resampled[0] - resampled[1], confidence)
+    return (ours - theirs).interval(confidence)
 
 
-def _evaluate(
-    images: NDArray[np.float64], statistics: list[Statistic], num_resamples: int, seed: int
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    num_images = len(images)
-    flat = images.reshape(num_images, -1)
+def _counts(num_images: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each resample drew each image, (R, N), in blocks."""
     generator = np.random.default_rng(seed)
-
-    def apply(counts: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-        means = (counts @ flat / num_images).reshape(-1, *images.shape[1:])
-        results = [np.asarray(statistic(means), dtype=np.float64) for statistic in statistics]
-        for result in results:
-            if result.shape[:1] != (len(counts),):
-                raise InputError(
-                    f"a statistic keeps the first axis ({len(counts)} resamples), "
-                    f"got shape {result.shape}"
-                )
-        return results
-
-    estimate = [result[0] for result in apply(np.ones((1, num_images)))]
     block = max(1, BLOCK_SIZE // num_images)
-    blocks = []
     for start in range(0, num_resamples, block):
         drawn = generator.integers(num_images, size=(min(block, num_resamples - start), num_images))
         drawn += num_images * np.arange(len(drawn))[:, None]
         counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        blocks.append(apply(counts.astype(np.float64)))
-    return estimate, [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
-
-
-def _percentile_interval(
-    estimate: NDArray[np.float64], resampled: NDArray[np.float64], confidence: float
-) -> Interval:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
-    return Interval(np.asarray(estimate), low, high)
+        yield counts.astype(np.float64)
 
 
 def _check_values(values: ArrayLike) -> NDArray[np.float64]:
@@ -174,10 +229,3 @@ def _check_values(values: ArrayLike) -> NDArray[np.float64]:
     if not np.isfinite(images).all():
         raise InputError("values are finite, got NaN or infinity: leave out the images skipped")
     return images
-
-
-def _check_settings(num_resamples: int, confidence: float) -> None:
-    if num_resamples < 1:
-        raise InputError(f"at least one resample is needed, got num_resamples={num_resamples}")
-    if not 0 < confidence < 1:
-        raise InputError(f"the confidence lies between 0 and 1, got {confidence}")

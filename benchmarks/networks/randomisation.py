@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -185,12 +185,10 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
         >>> rank_correlation([[1, 2, 3]], [[-3, -2, -1]])
         -1.0
     """
-    ranks = [rankdata(values.ravel()) for values in _checked(first, second)]
-    centred = [one - one.mean() for one in ranks]
-    lengths = [float(np.linalg.norm(one)) for one in centred]
-    if min(lengths) == 0:
+    one, other = (values.ravel() for values in _checked(first, second))
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
-    return float(np.clip(centred[0] @ centred[1] / (lengths[0] * lengths[1]), -1, 1))
+    return float(spearmanr(one, other).statistic)
 
 
 def similarity(first: ArrayLike, second: ArrayLike) -> float:

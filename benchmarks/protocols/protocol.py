@@ -1,16 +1,36 @@
-"""What all protocols have in common."""
+"""What all protocols have in common: items are shown, explained and measured.
+
+A protocol is one file: a class that derives from `EvaluationProtocol`, with its figures of merit
+beside it, and an entry in `benchmarks.protocols.registry`. The way of an item:
+
+1. `items` says what is measured. By default each test image is an item. Another protocol makes
+   its own: mosaics of several images, or an image with a part replaced. An item is sent to a
+   worker process, which has its own instance of the protocol: it names its images, and holds
+   the embeddings that it is compared with.
+2. `frame` loads an item: one image as the network sees it, its ground truth, and the questions.
+   There is one `Question` for each heatmap. A question without references asks for the loss of
+   the tuples mined for a test image; one with references for the similarity to those embeddings,
+   minus that to the foils where there are any.
+3. Every method answers every question with a heatmap. `measure` takes them together, in the order
+   of the questions, and returns what is kept of them: JSON values by name.
+4. The figures say how the measures of all items become numbers. Nothing else knows the figures:
+   the summary, intervals, differences, CSV, JSON, Markdown and page follow from them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.core.seeding import sample
 from benchmarks.datasets.records import Box, ImageRecord
+from benchmarks.metrics.figures import Curve, Figure
 from benchmarks.metrics.floors import centre_box
 from benchmarks.metrics.pointing import pointing_game, pointing_game_mask
 
@@ -19,19 +39,64 @@ Measures = dict[str, Any]
 Embed = Callable[[Tensor], Tensor]
 
 
+class Item(Protocol):
+    """What a protocol measures in one go; a test image is one."""
+
+    @property
+    def key(self) -> str:
+        """Of its own among all items of a run."""
+
+    @property
+    def label(self) -> int:
+        """Class."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What items are made from.
+
+    Args:
+        records (sequence of ImageRecord): all test images.
+        limit (int, optional): items at most, drawn at random.
+        seed (int): of the draw.
+        embed (Callable, optional): the network, for protocols that choose by its embeddings.
+    """
+
+    records: Sequence[ImageRecord]
+    limit: int | None = None
+    seed: int = 0
+    embed: Embed | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one heatmap is asked for.
+
+    Args:
+        references (Tensor, optional): (M, D), embeddings the similarity to which is explained;
+            None: the loss of the tuples mined for the image.
+        foils (Tensor, optional): (F, D), embeddings the similarity to which counts against it.
+    """
+
+    references: Tensor | None = None
+    foils: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Frame:
-    """One image as a protocol shows it.
+    """One item as a protocol shows it; protocols with other ground truth derive their own.
 
     Args:
         image (Tensor): (3, H, W), normalised.
         box (Box): ground truth in this frame's pixels.
         mask (np.ndarray, optional): ground truth (H, W), bool.
+        questions (tuple of Question): one for each heatmap.
     """
 
     image: Tensor
     box: Box
     mask: np.ndarray | None = None
+    questions: tuple[Question, ...] = (Question(),)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -39,29 +104,49 @@ class Frame:
         return self.image.shape[1], self.image.shape[2]
 
 
-class EvaluationProtocol(Protocol):
-    """How images are shown and heatmaps are measured.
+class EvaluationProtocol(ABC):
+    """How items are shown and heatmaps are measured.
 
     Attributes:
         name (str): on the command line and in the records.
         title (str): in words.
         shows (str): protocols of which this is the same show the same pixels, and share what is
             prepared from them.
+        figures (tuple of Figure): in the order of the table.
+        curves (tuple of Curve): means over images that are drawn.
     """
 
-    name: str
-    title: str
+    name: ClassVar[str]
+    title: ClassVar[str]
     shows: str
+    figures: tuple[Figure, ...] = ()
+    curves: tuple[Curve, ...] = ()
 
+    @abstractmethod
     def show(self, image: Image.Image) -> Tensor:
-        """The image (3, H, W) as the network sees it."""
+        """The image (3, H, W) as the network sees it; banks and tuples are made from these."""
 
-    def frame(self, record: ImageRecord) -> Frame | None:
-        """The image with its ground truth; None where there is nothing to find in the frame."""
+    def items(self, source: Source) -> Sequence[Item]:
+        """What is measured; by default the test images, or some of them."""
+        return sample(source.records, source.limit, source.seed)
 
-    def measure(self, heatmap: np.ndarray, frame: Frame, embed: Embed | None = None) -> Measures:
-        """What is kept of a heatmap (H, W); `embed` is the network, for protocols that need it."""
+    @abstractmethod
+    def frame(self, item: Any) -> Frame | None:
+        """The item with its ground truth; None where there is nothing to find in the frame."""
 
+    @abstractmethod
+    def measure(
+        self, heatmaps: Sequence[np.ndarray], frame: Frame, embed: Embed | None = None
+    ) -> Measures:
+        """What is kept of an item's heatmaps, each (H, W) and zero or more.
+
+        Args:
+            heatmaps (sequence of np.ndarray): one for each question of the frame.
+            frame (Frame): of the item.
+            embed (Callable, optional): the network, for protocols that need it.
+        """
+
+    @abstractmethod
     def floors(self, frame: Frame, embed: Embed | None = None) -> dict[str, Measures]:
         """The same of what needs no explanation, by name."""
 
@@ -81,3 +166,22 @@ def pointing(heatmap: np.ndarray, frame: Frame) -> Measures:
     if frame.mask is not None:
         measures["mask_pointing"] = pointing_game_mask(heatmap, frame.mask)
     return measures
+
+
+def pointing_figures(what: str, *, in_terminal: bool = True) -> tuple[Figure, Figure]:
+    """The figures of `pointing`.
+
+    Args:
+        what (str): the maps, in words.
+        in_terminal (bool): the first also in the table that a run prints.
+    """
+    return (
+        Figure(
+            "pointing", "pointing, box", f"{what} whose maximum lies in the box, %", "higher",
+            in_terminal=in_terminal,
+        ),
+        Figure(
+            "mask_pointing", "pointing, mask", f"{what} whose maximum lies on the mask, %",
+            "higher", in_terminal=False, masked=True,
+        ),
+    )  # fmt: skip

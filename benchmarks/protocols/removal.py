@@ -14,6 +14,8 @@ an empty heatmap scores as that does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -21,6 +23,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from benchmarks.datasets.records import ImageRecord
+from benchmarks.metrics.figures import Curve, Figure
 from benchmarks.metrics.floors import uniform_heatmap
 from benchmarks.metrics.removal import SHARES, area_under_curve, removal_masks
 from benchmarks.protocols.protocol import (
@@ -68,11 +71,31 @@ def similarity_curves(
     return deletion, [deletion[-1], *middle, deletion[0]]
 
 
-class FaithfulnessProtocol:
+FIGURES = (
+    Figure(
+        "deletion", "deletion",
+        "Area under the embedding's cosine similarity to that of the unchanged crop while the "
+        "most highlighted pixels are blurred, times 100",
+        "lower",
+    ),
+    Figure(
+        "insertion", "insertion", "The same while the least highlighted pixels are blurred",
+        "higher", lead=True,
+    ),
+)  # fmt: skip
+CURVES = (
+    Curve("deletion", SHARES, lambda measures: measures["deletion_curve"]),
+    Curve("insertion", SHARES, lambda measures: measures["insertion_curve"]),
+)
+
+
+class FaithfulnessProtocol(EvaluationProtocol):
     """Deletion and insertion on the attention protocol's crops; needs the network."""
 
     name = "faithfulness"
     title = "deletion and insertion on the similarity of embeddings, 224 crop"
+    figures = FIGURES
+    curves = CURVES
 
     def __init__(self, crops: EvaluationProtocol) -> None:
         self.crops = crops
@@ -81,12 +104,15 @@ class FaithfulnessProtocol:
     def show(self, image: Image.Image) -> Tensor:
         return self.crops.show(image)
 
-    def frame(self, record: ImageRecord) -> Frame | None:
-        return self.crops.frame(record)
+    def frame(self, item: ImageRecord) -> Frame | None:
+        return self.crops.frame(item)
 
-    def measure(self, heatmap: np.ndarray, frame: Frame, embed: Embed | None = None) -> Measures:
+    def measure(
+        self, heatmaps: Sequence[np.ndarray], frame: Frame, embed: Embed | None = None
+    ) -> Measures:
         if embed is None:
             raise InputError("deletion and insertion need the network's embeddings: give embed")
+        (heatmap,) = heatmaps
         deletion, insertion = similarity_curves(frame.image, heatmap, embed)
         return {
             "empty": not heatmap.max() > 0,
@@ -99,6 +125,6 @@ class FaithfulnessProtocol:
     def floors(self, frame: Frame, embed: Embed | None = None) -> dict[str, Measures]:
         height, width = frame.size
         return {
-            "centre_box": self.measure(centred_heatmap(frame.size), frame, embed),
-            "uniform_heatmap": self.measure(uniform_heatmap(width, height), frame, embed),
+            "centre_box": self.measure([centred_heatmap(frame.size)], frame, embed),
+            "uniform_heatmap": self.measure([uniform_heatmap(width, height)], frame, embed),
         }

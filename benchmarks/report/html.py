@@ -12,6 +12,7 @@ from benchmarks.core.files import write_text
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.report.charts import Style, costs, shape, styles
 from benchmarks.report.cost import CostPlot, cost_plot, frontier
+from benchmarks.report.flat import flat
 from benchmarks.report.html_curves import curves_section
 from benchmarks.report.html_faithfulness import faithfulness_section, removal_data
 from benchmarks.report.html_images import images_section
@@ -60,6 +61,7 @@ def render(
         panels (Panels, optional): images and maps.
         pictures (Mapping, optional): data URI of each of their files.
     """
+    results = flat(results)
     looks = styles(results)
     title = f"Attribution benchmark: {results['data']['name']}"
     sections = [

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.report.markup import Markup, join, tag
-from benchmarks.report.panels import ImagePanels, MapPanel, Panels, Sides, image_scores
+from benchmarks.report.panels import ImagePanels, MapPanel, Panels, Sides
 
 
 def images_section(
@@ -23,8 +23,6 @@ def images_section(
         return None
     titles = {method["name"]: method["title"] for method in results["methods"]}
     main = titles.get(results["main_method"])
-    methods = {one.method for image in (*panels.chosen, *panels.worst) for one in image.maps}
-    scores = {name: image_scores(results, panels.protocol, name) for name in methods}
     # An image that is in both groups is stored once.
     stored = {image.key: image for image in (*panels.chosen, *panels.worst)}
     numbers = {key: index for index, key in enumerate(stored)}
@@ -35,7 +33,7 @@ def images_section(
     ]  # fmt: skip
 
     def group(images: Sequence[ImagePanels]) -> list[Markup]:
-        return [_image(one, numbers[one.key], titles, scores, pictures) for one in images]
+        return [_image(one, numbers[one.key], titles, pictures) for one in images]
 
     measure = "IoU at τ = 0.2" if panels.protocol == "boxes" else "share of the map in the box"
     return join(
@@ -60,13 +58,9 @@ def _image(
     image: ImagePanels,
     number: int,
     titles: Mapping[str, str],
-    scores: Mapping[str, Mapping[str, float]],
     pictures: Mapping[str, str],
 ) -> Markup:
-    cells = [
-        _cell(image, number, one, titles[one.method], scores[one.method].get(image.key), pictures)
-        for one in image.maps
-    ]
+    cells = [_cell(image, number, one, titles[one.method], pictures) for one in image.maps]
     return tag(
         "figure",
         tag("figcaption", tag("b", image.class_name), " ", tag("code", image.key)),
@@ -84,7 +78,6 @@ def _cell(
     number: int,
     one: MapPanel,
     title: str,
-    score: float | None,
     pictures: Mapping[str, str],
 ) -> Markup:
     overlay = tag("image", href=pictures[one.file], width=image.size[0], height=image.size[1],
@@ -92,7 +85,7 @@ def _cell(
     boxes = [_box(image.box, "true")]
     if one.predicted is not None:
         boxes.append(_box(one.predicted, "predicted"))
-    shown = "not measured" if score is None else f"{score:.2f}"
+    shown = "not measured" if one.score is None else f"{one.score:.2f}"
     if one.predicted is None:
         shown += ", empty map"
     return tag(

@@ -20,7 +20,7 @@ GROUPS = {
 
 def table_section(results: Mapping[str, Any], looks: Mapping[str, Style]) -> Markup:
     """Heading, table and how to read it; the rows by the first column, the best first."""
-    columns = _grouped(filled_columns(results["summary"]))
+    columns = _grouped(filled_columns(results))
     about = {method["name"]: method for method in results["methods"]}
     rows = [_row(name, about[name], results, columns, looks[name]) for name in rank(results)]
     table = tag(

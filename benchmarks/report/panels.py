@@ -14,17 +14,17 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.core.files import write_atomically, write_json
-from benchmarks.metrics.localization import PAPER_THRESHOLD, THRESHOLDS
-from benchmarks.protocols.boxes import IOU_UNIT
-from benchmarks.results.summary import measures_of
+from benchmarks.metrics.figures import Figure
+from benchmarks.protocols.boxes import AT_PAPER, IOU_UNIT
+from benchmarks.protocols.registry import PROTOCOLS
+from benchmarks.report.flat import flat
+from benchmarks.results.images import ImageTable
 from captum_embed.errors import InputError
 
 FOLDER = "qualitative"
 INDEX = "panels.json"
 LONGER_SIDE = 288
 LEVELS = 64
-# What an image is ranked by in the protocols without boxes.
-IMAGE_FIGURES = {"attention": "score", "faithfulness": "insertion"}
 MOST_METHODS = 6
 NUM_WORST = 8
 
@@ -39,11 +39,13 @@ class MapPanel:
         method (str): its name.
         file (str): a transparent PNG, to be laid over the image.
         predicted (tuple of float, optional): box at the paper's threshold; None for an empty map.
+        score (float, optional): of this map, see `image_scores`; None where it was not measured.
     """
 
     method: str
     file: str
     predicted: Sides | None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def compared_methods(results: Mapping[str, Any], protocol: str) -> list[str]:
         results (Mapping): content of results.json.
         protocol (str): that says which are the best.
     """
-    figure = "accuracy_at_0.2" if protocol == "boxes" else IMAGE_FIGURES[protocol]
-    summary, main = results["summary"], results["main_method"]
+    figure = lead(protocol).key
+    summary, main = flat(results)["summary"], results["main_method"]
     ranked = sorted(
         (m for m in results["methods"] if m.get("cost") == "fast" and m["name"] in summary),
         key=lambda method: -summary[method["name"]].get(protocol, {}).get(figure, 0),
@@ -103,33 +105,36 @@ def compared_methods(results: Mapping[str, Any], protocol: str) -> list[str]:
     return chosen[:MOST_METHODS]
 
 
-def worst_images(results: Mapping[str, Any], protocol: str, count: int = NUM_WORST) -> list[str]:
+def worst_images(
+    images: ImageTable, protocol: str, main: str | None, count: int = NUM_WORST
+) -> list[str]:
     """Keys of the images on which the main method does worst, the worst first.
 
     Args:
-        results (Mapping): content of results.json.
-        protocol (str): IoU at the paper's threshold for ``"boxes"``, else `IMAGE_FIGURES`.
+        images (ImageTable): of the run.
+        protocol (str): IoU at the paper's threshold for ``"boxes"``, else the value of `lead`.
+        main (str, optional): the method.
         count (int): at most so many.
     """
-    scores = image_scores(results, protocol, results["main_method"])
+    scores = image_scores(images, protocol, main)
     return sorted(scores, key=lambda key: (scores[key], key))[:count]
 
 
-def image_scores(results: Mapping[str, Any], protocol: str, method: str | None) -> dict[str, float]:
+def image_scores(images: ImageTable, protocol: str, method: str | None) -> dict[str, float]:
     """What a method reaches on each image, by key: IoU at the paper's threshold, or the score."""
-    at = int(np.argmin(np.abs(THRESHOLDS - PAPER_THRESHOLD)))
-    scores = {}
-    for image in results["images"]:
-        measured = image.get("protocols", {}).get(protocol, {})
-        if "left_out" in measured or not measured or method is None:
-            continue
-        for measures in measures_of([measured], method):
-            scores[image["key"]] = (
-                measures["iou"][at] / IOU_UNIT
-                if protocol == "boxes"
-                else measures[IMAGE_FIGURES[protocol]]
-            )
-    return scores
+    rows = [] if method is None else images.rows(protocol, method)
+    if protocol == "boxes":
+        return {row["key"]: row["iou"][AT_PAPER] / IOU_UNIT for row in rows}
+    values = {row["key"]: lead(protocol).of(row) for row in rows}
+    return {
+        key: float(np.mean(np.asarray(value))) for key, value in values.items() if value is not None
+    }
+
+
+def lead(protocol: str) -> Figure:
+    """The figure of merit that a protocol is summed up by; its first where none is said to be."""
+    figures = PROTOCOLS[protocol].figures
+    return next((figure for figure in figures if figure.lead), figures[0])
 
 
 def small_size(width: int, height: int) -> tuple[int, int]:
@@ -201,7 +206,7 @@ def read_panels(run: Path) -> Panels | None:
 
 def _image(found: Mapping[str, Any]) -> ImagePanels:
     maps = tuple(
-        MapPanel(one["method"], _plain(one["file"]), _sides(one["predicted"]))
+        MapPanel(one["method"], _plain(one["file"]), _sides(one["predicted"]), one.get("score"))
         for one in found["maps"]
     )
     width, height = (int(side) for side in found["size"])

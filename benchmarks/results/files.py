@@ -1,12 +1,13 @@
-"""The files of a finished run: results.json, results.csv and results.md."""
+"""The files of a finished run: results.json, images.parquet, results.csv and results.md."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,17 @@ import torch
 
 from benchmarks.core.files import write_json, write_text
 from benchmarks.metrics.localization import THRESHOLDS
-from benchmarks.protocols.boxes import IOU_UNIT
+from benchmarks.protocols.registry import PROTOCOLS
+from benchmarks.results.images import ImageTable
+from benchmarks.results.summary import declared
 from benchmarks.results.tables import as_markdown, counts_text, forward_text, table_rows
+from captum_embed.errors import InputError
 
-# 2: every method has intervals, differences to the main method, and costs.
-# 3: pointing game, PxAP (pixel_counts in the images), and the faithfulness protocol.
-SCHEMA_VERSION = 3
+# 4: figures by their declarations; what was measured on each image stands in images.parquet.
+SCHEMA_VERSION = 4
 PACKAGES = ("captum-embed", "captum", "torch", "torchvision", "numpy", "pillow", "scikit-image")
-FIGURES = (
-    "score", "mask_score", "accuracy_at_0.2", "mean_accuracy_0.15_to_0.25", "max_box_acc",
-    "max_box_acc_v2", "pxap", "pointing", "mask_pointing", "deletion", "insertion",
-)  # fmt: skip
-CSV_COLUMNS = (
-    "method", "title", "family", "protocol", "num_images", "num_empty", "num_not_finite",
-    "num_masks", *FIGURES, "max_box_acc_threshold", "median_seconds", "times_forward",
-    "peak_memory_bytes", "unavailable",
-    *(f"{figure}_{end}" for figure in FIGURES for end in ("low", "high")),
-    *(f"{figure}_difference{end}" for figure in FIGURES for end in ("", "_low", "_high")),
-)  # fmt: skip
+ENDS = ("low", "high")
+DIFFERENCES = ("difference", "difference_low", "difference_high")
 
 
 def package_versions() -> dict[str, str]:
@@ -67,38 +61,67 @@ def header() -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "thresholds": [round(float(threshold), 2) for threshold in THRESHOLDS],
-        "iou_unit": f"1/{IOU_UNIT}, rounded down",
     }
 
 
-def write_results(folder: Path, results: Mapping[str, Any]) -> list[Path]:
-    """All three files, from the content of results.json.
+def read_results(run: Path) -> dict[str, Any]:
+    """Content of results.json.
+
+    Raises:
+        InputError: there is none, it is damaged, or another version wrote it.
+    """
+    path = run / "results.json"
+    if not path.is_file():
+        raise InputError(f"{run} holds no finished run: there is no {path.name} in it")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    version = results.get("schema_version") if isinstance(results, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema version {version}, expected {SCHEMA_VERSION}; start the run's "
+            "command again with another --output"
+        )
+    found: dict[str, Any] = results
+    return found
+
+
+def write_results(folder: Path, results: Mapping[str, Any], images: ImageTable) -> list[Path]:
+    """All files of a finished run.
 
     Args:
         folder (Path): of the run.
-        results (Mapping): `header`, settings, versions, data, methods, counts, summary, images.
+        results (Mapping): content of results.json.
+        images (ImageTable): what it was made from.
 
     Returns:
-        list of Path: what was written.
+        list of Path: what was written, results.json first.
     """
-    return [write_json(folder / "results.json", results), *write_tables(folder, results)]
+    return [
+        write_json(folder / "results.json", results),
+        images.write(folder),
+        *write_tables(folder, results),
+    ]
 
 
 def write_tables(folder: Path, results: Mapping[str, Any]) -> list[Path]:
     """results.csv and results.md, from the content of results.json."""
     return [
-        write_text(folder / "results.csv", as_csv(results["summary"], results["methods"])),
+        write_text(folder / "results.csv", as_csv(results)),
         write_text(folder / "results.md", markdown(results)),
     ]
 
 
-def as_csv(summary: Mapping[str, Mapping[str, Any]], methods: Sequence[Mapping[str, Any]]) -> str:
+def as_csv(results: Mapping[str, Any]) -> str:
     """One row per method and protocol; a method that cannot serve the network has one row."""
+    methods = results["methods"]
     about = {method["name"]: method for method in methods}
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    columns = _csv_columns(results)
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for name, protocols in summary.items():
+    for name, protocols in results["summary"].items():
         for protocol, numbers in protocols.items():
             row = {**about[name], "method": name, "protocol": protocol, **_flat(numbers)}
             writer.writerow(row)
@@ -108,15 +131,26 @@ def as_csv(summary: Mapping[str, Mapping[str, Any]], methods: Sequence[Mapping[s
     return buffer.getvalue()
 
 
+def _csv_columns(results: Mapping[str, Any]) -> list[str]:
+    """The same for every run of this version: those of all protocols are there."""
+    declarations = [*declared(list(PROTOCOLS)), *results["figures"]]
+    figures = list(dict.fromkeys(figure["key"] for figure in declarations))
+    reached = dict.fromkeys(f"{f['key']}_{f['at']}" for f in declarations if f["at"])
+    return [
+        "method", "title", "family", "protocol", "num_images", "num_empty", "num_not_finite",
+        "num_masks", *figures, *reached, "median_seconds", "times_forward", "peak_memory_bytes",
+        "unavailable",
+        *(f"{figure}_{end}" for figure in figures for end in ENDS),
+        *(f"{figure}_{end}" for figure in figures for end in DIFFERENCES),
+    ]  # fmt: skip
+
+
 def _flat(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a method with the ends of their intervals beside them."""
+    """The numbers of a method in one row: each figure, and what belongs to it beside it."""
     flat = dict(numbers)
-    for figure, ends in numbers["intervals"].items():
-        flat |= dict(zip((f"{figure}_low", f"{figure}_high"), ends, strict=True))
-    for figure in FIGURES:
-        if found := numbers.get("difference", {}).get(figure):
-            names = (f"{figure}_difference{end}" for end in ("", "_low", "_high"))
-            flat |= dict(zip(names, found, strict=True))
+    for figure, found in numbers["figures"].items():
+        flat |= {f"{figure}_{part}": number for part, number in found.items()}
+        flat[figure] = found["value"]
     return flat
 
 
@@ -124,7 +158,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The table with the images behind it, the methods not in it, and the command."""
     titles = {method["name"]: method["title"] for method in results["methods"]}
     parts = [
-        as_markdown(table_rows(results["summary"], titles)),
+        as_markdown(table_rows(results)),
         "In brackets: 95% bootstrap intervals over images. " + _compared_with(results, titles),
         counts_text(results["counts"], results["data"]) + ".",
     ]

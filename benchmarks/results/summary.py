@@ -1,151 +1,224 @@
-"""From the records of all images to the numbers of the table."""
+"""From the measures of all images to the numbers of the table, with their uncertainty and cost.
+
+Which numbers there are follows from the figures that the protocols declare. Intervals are
+percentile bootstraps over images (`benchmarks.metrics.bootstrap`), with the same resamples for
+every method, so that differences are paired: what makes an image hard for two methods cancels out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.metrics.localization import (
-    THRESHOLDS,
-    accuracy_at,
-    accuracy_curve,
-    max_box_acc,
-    max_box_acc_v2,
-    mean_accuracy,
-)
-from benchmarks.metrics.pixel_counts import unpack_counts
-from benchmarks.metrics.pxap import pxap
-from benchmarks.protocols.boxes import IOU_UNIT
+from benchmarks.metrics.bootstrap import NUM_RESAMPLES, Draws, draw, of_mean
+from benchmarks.metrics.figures import Curve, Figure
+from benchmarks.protocols.protocol import EvaluationProtocol
+from benchmarks.protocols.registry import PROTOCOLS
+from benchmarks.results.images import ImageTable, Row
 
-Record = dict[str, Any]
-
+# What the others are compared with, where the run has it.
+MAIN_METHOD = "ours_localize"
 FLOORS = {
     "centre_box": "Centre box, 65% of each side",
     "uniform_heatmap": "Uniform heatmap",
     "whole_image": "Whole image",
 }
 
-
-def shown(records: Iterable[Record], protocol: str) -> list[Record]:
-    """What a protocol measured, for the images that it could show."""
-    found = [r["protocols"][protocol] for r in records if protocol in r.get("protocols", {})]
-    return [measured for measured in found if "left_out" not in measured]
+Numbers = dict[str, Any]
+Summary = dict[str, dict[str, Numbers]]
+Memory = Mapping[str, Any]
 
 
-def counts(
-    records: Sequence[Record], protocols: Sequence[str], *, unreadable: int = 0
-) -> dict[str, Any]:
-    """How many images were measured, and why the others were not.
+def main_method(methods: Sequence[Mapping[str, Any]]) -> str | None:
+    """The method that the others are compared with.
 
     Args:
-        records (sequence of dict): of the test images.
-        protocols (sequence of str): of the run.
-        unreadable (int): training and test images that were dropped before.
+        methods (sequence of Mapping): as in results.json: ``name``, ``family``, ``unavailable``.
+
+    Returns:
+        str, optional: the recommended transfer, else the first of our transfers, else the first
+            of ours; None for a run without any.
+
+    Example:
+        >>> ours = [{"name": n, "family": "ours"} for n in ("ours_gradient", "ours_transfer")]
+        >>> main_method(ours)
+        'ours_transfer'
     """
-    return {
-        "images": len(records),
-        "unreadable": unreadable + sum("unreadable" in record for record in records),
-        "measured": {name: len(shown(records, name)) for name in protocols},
-        "left_out": {
-            name: sum("left_out" in r.get("protocols", {}).get(name, {}) for r in records)
-            for name in protocols
-        },
-    }
+    ours = [m["name"] for m in methods if m["family"] == "ours" and not m.get("unavailable")]
+    transfers = [name for name in ours if name.startswith("ours_transfer")]
+    return MAIN_METHOD if MAIN_METHOD in ours else next(iter([*transfers, *ours]), None)
 
 
-def summarize(records: Sequence[Record], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def declared(protocols: Sequence[str]) -> list[dict[str, Any]]:
+    """The figures of some protocols as results.json echoes them, in the order of the table."""
+    return [
+        {
+            "key": figure.key,
+            "protocol": name,
+            "heading": figure.heading,
+            "about": figure.about,
+            "better": figure.better,
+            "unit": figure.unit,
+            "lead": figure.lead,
+            "in_terminal": figure.in_terminal,
+            "at": None if figure.at is None else figure.at[0],
+        }
+        for name, protocol in PROTOCOLS.items()
+        if name in protocols
+        for figure in protocol.figures
+    ]
+
+
+def summarize(
+    images: ImageTable,
+    names: Sequence[str],
+    main: str | None = None,
+    *,
+    memory: Memory | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Summary:
     """Numbers of every method and floor: ``{name: {protocol: {...}}}``.
 
     Args:
-        records (sequence of dict): of the images, as in ``records.jsonl``.
+        images (ImageTable): of the run.
         names (sequence of str): methods and floors, in the order wanted.
+        main (str, optional): see `main_method`.
+        memory (Mapping, optional): of `benchmarks.runs.memory.peak_memory`.
+        num_resamples (int): of the bootstrap.
 
     Returns:
-        dict: shares in [0, 1], times in seconds (medians). A protocol without an image has none.
+        dict: a protocol that did not measure a method has no entry. ``"figures"`` holds for each
+            figure the ``"value"``, the ends ``"low"`` and ``"high"`` of its 95% interval, and, for
+            all but the main method, ``"difference"``: this method minus the main one, on the
+            images that both have, with ``"difference_low"`` and ``"difference_high"``.
+            ``"curves"`` holds ``"x"``, ``"y"`` and the band. Times are medians, in seconds;
+            ``"times_forward"`` is that over the plain forward pass on the same image.
     """
-    images = {protocol: shown(records, protocol) for protocol in _FIGURES}
-    summary: dict[str, dict[str, Any]] = {}
-    for name in names:
-        summary[name] = {}
-        for protocol, figures in _FIGURES.items():
-            if measures := measures_of(images[protocol], name):
-                summary[name][protocol] = {**_shared(measures), **figures(measures)}
+    summary: Summary = {name: {} for name in names}
+    measured = images.protocols()
+    for protocol in PROTOCOLS.values():
+        if protocol.name not in measured:
+            continue
+        mains = _Drawn(images.rows(protocol.name, main) if main else [], num_resamples)
+        for name in names:
+            of_method = mains
+            if name != main:
+                of_method = _Drawn(images.rows(protocol.name, name), num_resamples)
+            if of_method.rows:
+                summary[name][protocol.name] = {
+                    **_counted(of_method.rows, protocol),
+                    "peak_memory_bytes": _peak(memory, protocol.name, name),
+                    **_numbers(of_method, None if name == main else mains, protocol),
+                }
     return summary
 
 
-def measures_of(shown_images: Iterable[Record], name: str) -> list[dict[str, Any]]:
-    """The measures of one method or floor, image by image."""
-    found = ({**image["floors"], **image["methods"]}.get(name) for image in shown_images)
-    return [measures for measures in found if measures is not None]
+def forward_costs(
+    images: ImageTable, protocols: Sequence[str], memory: Memory | None
+) -> dict[str, dict[str, Any]]:
+    """The plain forward pass: ``{protocol: {"median_seconds", "peak_memory_bytes"}}``."""
+    costs = {}
+    for protocol in protocols:
+        passes = [shown["forward_seconds"] for shown in images.shown(protocol).values()]
+        seconds = [one for one in passes if one is not None]
+        here = memory is not None and memory["protocol"] == protocol
+        costs[protocol] = {
+            "median_seconds": float(np.median(seconds)) if seconds else None,
+            "peak_memory_bytes": memory["forward"] if memory is not None and here else None,
+        }
+    return costs
 
 
-def overlaps(measures: Sequence[dict[str, Any]], kind: str = "iou") -> np.ndarray:
-    """IoU of each image at each threshold, (N, 99); a floor has one value for all."""
-    rows = [np.broadcast_to(np.asarray(m[kind]) / IOU_UNIT, THRESHOLDS.shape) for m in measures]
-    return np.stack(rows)
+@dataclass
+class _Drawn:
+    """One method's rows, and its figures of each resample of some images, drawn once."""
+
+    rows: list[Row]
+    num_resamples: int
+    draws: dict[tuple[Any, tuple[str, ...]], Draws] = field(default_factory=dict)
+    kept: dict[Any, dict[str, Any]] = field(default_factory=dict)
+
+    def values(self, of: Figure | Curve) -> dict[str, Any]:
+        """The value of each image that has one, by key."""
+        if of not in self.kept:
+            value = of.of if isinstance(of, Figure) else of.value
+            found = {row["key"]: value(row) for row in self.rows}
+            self.kept[of] = {key: one for key, one in found.items() if one is not None}
+        return self.kept[of]
+
+    def array(self, of: Figure | Curve, keys: tuple[str, ...]) -> NDArray[np.float64]:
+        values = self.values(of)
+        return np.array([values[key] for key in keys], dtype=np.float64)
+
+    def draw(self, of: Figure | Curve, keys: tuple[str, ...]) -> Draws:
+        if (of, keys) not in self.draws:
+            aggregate = of.aggregate if isinstance(of, Figure) else of_mean()
+            self.draws[of, keys] = draw(
+                self.array(of, keys), aggregate, num_resamples=self.num_resamples
+            )
+        return self.draws[of, keys]
 
 
-def histograms(measures: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Pixel histograms of the images that have a mask, (N, 2, B + 1)."""
-    return np.stack([unpack_counts(m["pixel_counts"]) for m in measures])
+def _numbers(
+    method: _Drawn, main: _Drawn | None, protocol: EvaluationProtocol
+) -> dict[str, dict[str, Any]]:
+    figures = {}
+    for figure in protocol.figures:
+        if keys := tuple(method.values(figure)):
+            figures[figure.key] = _figure(method, main, figure, keys)
+    curves = {}
+    for curve in protocol.curves:
+        if keys := tuple(method.values(curve)):
+            drawn = method.draw(curve, keys)
+            band = drawn.interval()
+            parts = {"y": band.estimate, "low": band.low, "high": band.high}
+            rounded = {name: part.round(5).tolist() for name, part in parts.items()}
+            curves[curve.name] = {"x": list(curve.x), **rounded}
+    return {"figures": figures, "curves": curves}
 
 
-def _mean(measures: Sequence[dict[str, Any]], figure: str) -> float | None:
-    values = [m[figure] for m in measures if figure in m]
-    return float(np.mean(values)) if values else None
+def _figure(
+    method: _Drawn, main: _Drawn | None, figure: Figure, keys: tuple[str, ...]
+) -> dict[str, Any]:
+    value, low, high = method.draw(figure, keys).interval().as_floats()
+    found: dict[str, Any] = {"value": value, "low": low, "high": high}
+    if figure.at is not None:
+        name, at = figure.at
+        found[name] = at(method.array(figure, keys))
+    mains = {} if main is None else main.values(figure)
+    common = tuple(key for key in keys if key in mains)
+    if main is not None and common:
+        difference = method.draw(figure, common) - main.draw(figure, common)
+        ends = difference.interval().as_floats()
+        names = ("difference", "difference_low", "difference_high")
+        found |= dict(zip(names, ends, strict=True))
+    return found
 
 
-def _attention(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _counted(rows: Sequence[Row], protocol: EvaluationProtocol) -> dict[str, Any]:
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    ratios = [
+        row["seconds"] / row["forward_seconds"]
+        for row in rows
+        if "seconds" in row and row.get("forward_seconds")
+    ]
+    masked = [figure for figure in protocol.figures if figure.masked]
     return {
-        **{figure: _mean(measures, figure) for figure in ("score", "mask_score")},
-        **_pointing(measures),
-        "num_masks": sum("mask_score" in m for m in measures),
-    }
-
-
-def _pointing(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {figure: _mean(measures, figure) for figure in ("pointing", "mask_pointing")}
-
-
-def _faithfulness(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    curves = {
-        f"{kind}_curve": np.mean([m[f"{kind}_curve"] for m in measures], axis=0).round(5).tolist()
-        for kind in ("deletion", "insertion")
-    }
-    return {**{kind: _mean(measures, kind) for kind in ("deletion", "insertion")}, **curves}
-
-
-def _boxes(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    largest, any_component = overlaps(measures), overlaps(measures, "best_iou")
-    best = max_box_acc(largest)
-    masked = [m for m in measures if "pixel_counts" in m]
-    return {
-        "accuracy_at_0.2": float(accuracy_at(largest)),
-        "mean_accuracy_0.15_to_0.25": float(mean_accuracy(largest)),
-        "max_box_acc": float(best.accuracy),
-        "max_box_acc_threshold": float(best.threshold),
-        "max_box_acc_v2": float(max_box_acc_v2(any_component)),
-        "accuracy_curve": [round(float(share), 5) for share in accuracy_curve(largest)],
-        **_pointing(measures),
-        "pxap": float(pxap(histograms(masked).sum(axis=0))) if masked else None,
-        "num_masks": len(masked),
-    }
-
-
-def _shared(measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    seconds = [m["seconds"] for m in measures if "seconds" in m]
-    return {
-        "num_images": len(measures),
-        "num_empty": sum(m["empty"] for m in measures),
-        "num_not_finite": sum(m.get("not_finite", False) for m in measures),
+        "num_images": len(rows),
+        "num_empty": sum(bool(row.get("empty")) for row in rows),
+        "num_not_finite": sum(bool(row.get("not_finite")) for row in rows),
+        "num_masks": max((sum(f.of(row) is not None for row in rows) for f in masked), default=0),
         "median_seconds": float(np.median(seconds)) if seconds else None,
+        "times_forward": float(np.median(ratios)) if ratios else None,
     }
 
 
-_FIGURES: dict[str, Callable[[Sequence[dict[str, Any]]], dict[str, Any]]] = {
-    "attention": _attention,
-    "boxes": _boxes,
-    "faithfulness": _faithfulness,
-}
+def _peak(memory: Memory | None, protocol: str, name: str) -> int | None:
+    if memory is None or memory["protocol"] != protocol:
+        return None
+    peak: int | None = memory["methods"].get(name)
+    return peak

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 Numbers = Mapping[str, Any]
-Summary = Mapping[str, Mapping[str, Numbers]]
 MISSING = "-"
 
 
@@ -62,40 +62,77 @@ class Column:
     in_terminal: bool = True
 
 
-def percent(key: str, note: Callable[[Numbers], str] | None = None) -> Callable[[Numbers], Cell]:
-    """A share, in percent, with its interval."""
+def columns(figures: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns of a run: those of its figures, and what maps cost.
 
-    def cell(numbers: Numbers) -> Cell:
-        value = numbers.get(key)
-        if value is None:
-            return Cell()
-        found = Cell(f"{100 * value:.1f}", value, note=note(numbers) if note else "")
-        ends = numbers.get("intervals", {}).get(key)
-        return _with_interval(found, ends, "{:.1f}") if ends else found
-
-    return cell
-
-
-def difference(key: str) -> Callable[[Numbers], Cell]:
-    """The same minus that of the main method, in percentage points."""
-
-    def cell(numbers: Numbers) -> Cell:
-        found = numbers.get("difference", {}).get(key)
-        if found is None:
-            return Cell()
-        value, *ends = found
-        return _with_interval(Cell(f"{100 * value:+.1f}", value), ends, "{:+.1f}")
-
-    return cell
+    Args:
+        figures (sequence of Mapping): as results.json echoes them, see
+            `benchmarks.results.summary.declared`.
+    """
+    found = []
+    for protocol, declared in groupby(figures, lambda figure: figure["protocol"]):
+        for figure in declared:
+            found.append(_figure_column(figure))
+            if figure["lead"]:
+                found.append(_difference_column(figure))
+        about = "Maps without a positive pixel: misses"
+        # Where images are measured in full size and as crops, the first is enough for a terminal.
+        first = protocol == figures[0]["protocol"]
+        found.append(Column("empty", protocol, _misses, about, "lower", in_terminal=first))
+    return [*found, *COSTS]
 
 
-def _with_interval(cell: Cell, ends: Sequence[float], form: str) -> Cell:
-    low, high = (100 * end for end in ends)
-    shown = (form.format(low), form.format(high))
-    return Cell(cell.text, cell.value, shown, f"{(high - low) / 2:.1f}", cell.note)
+def _figure_column(figure: Mapping[str, Any]) -> Column:
+    return Column(
+        figure["heading"],
+        figure["protocol"],
+        lambda numbers: _figure_cell(numbers, figure),
+        figure["about"],
+        figure["better"],
+        figure["in_terminal"],
+    )
 
 
-def misses(numbers: Numbers) -> Cell:
+def _difference_column(figure: Mapping[str, Any]) -> Column:
+    return Column(
+        "minus main",
+        figure["protocol"],
+        lambda numbers: _difference_cell(numbers, figure),
+        f"{figure['heading']} minus that of the main method on the same images",
+        figure["better"],
+        in_terminal=False,
+    )
+
+
+def _figure_cell(numbers: Numbers, figure: Mapping[str, Any]) -> Cell:
+    """A figure with its interval; a share is in percent."""
+    found = numbers.get("figures", {}).get(figure["key"])
+    if found is None:
+        return Cell()
+    form = "{:.1f}" if figure["unit"] == "%" else "{:.3f}"
+    at = found.get(figure["at"])
+    note = "" if at is None else f"{at:.2f}"
+    return _with_interval(found["value"], (found["low"], found["high"]), form, note)
+
+
+def _difference_cell(numbers: Numbers, figure: Mapping[str, Any]) -> Cell:
+    """The same minus that of the main method; of shares, in percentage points."""
+    found = numbers.get("figures", {}).get(figure["key"], {})
+    if "difference" not in found:
+        return Cell()
+    form = "{:+.1f}" if figure["unit"] == "%" else "{:+.3f}"
+    ends = (found["difference_low"], found["difference_high"])
+    return _with_interval(found["difference"], ends, form)
+
+
+def _with_interval(value: float, ends: tuple[float, float], form: str, note: str = "") -> Cell:
+    scale = 100 if "1f" in form else 1
+    low, high = (form.format(scale * end) for end in ends)
+    half = form.replace("+", "").format(scale * (ends[1] - ends[0]) / 2)
+    return Cell(form.format(scale * value), value, (low, high), half, note)
+
+
+def _misses(numbers: Numbers) -> Cell:
     """How many maps were empty, of how many."""
     if "num_empty" not in numbers:
         return Cell()
@@ -103,7 +140,7 @@ def misses(numbers: Numbers) -> Cell:
     return Cell(str(numbers["num_empty"]), numbers["num_empty"], note=note)
 
 
-def measure(key: str, scale: float, form: str) -> Callable[[Numbers], Cell]:
+def _cost(key: str, scale: float, form: str) -> Callable[[Numbers], Cell]:
     """A time or a size, in other units."""
 
     def cell(numbers: Numbers) -> Cell:
@@ -113,97 +150,29 @@ def measure(key: str, scale: float, form: str) -> Callable[[Numbers], Cell]:
     return cell
 
 
-def _threshold(numbers: Numbers) -> str:
-    curve = numbers["accuracy_curve"]
-    return "" if min(curve) == max(curve) else f"{numbers['max_box_acc_threshold']:.2f}"
-
-
-COLUMNS = (
+COSTS = (
     Column(
-        "IoU≥0.5 at τ=0.2", "boxes", percent("accuracy_at_0.2"),
-        "Images whose box at the paper's threshold overlaps the true one by IoU 0.5 or more, %",
-        "higher",
-    ),
-    Column(
-        "minus main", "boxes", difference("accuracy_at_0.2"),
-        "The same minus that of the main method on the same images, percentage points",
-        "higher", in_terminal=False,
-    ),
-    Column(
-        "mean τ 0.15-0.25", "boxes", percent("mean_accuracy_0.15_to_0.25"),
-        "Accuracy averaged over the thresholds from 0.15 to 0.25, %", "higher",
-    ),
-    Column(
-        "MaxBoxAcc (τ)", "boxes", percent("max_box_acc", _threshold),
-        "Accuracy at the threshold that is best for the whole data set, %", "higher",
-    ),
-    Column(
-        "MaxBoxAccV2", "boxes", percent("max_box_acc_v2"),
-        "The same with the best of all components, mean over IoU 0.3, 0.5 and 0.7, %", "higher",
-    ),
-    Column(
-        "PxAP", "boxes", percent("pxap"),
-        "Average precision of the full-size maps' pixels against the masks, %", "higher",
-    ),
-    Column(
-        "pointing, box", "boxes", percent("pointing"),
-        "Full-size maps whose maximum lies in the box, %", "higher",
-    ),
-    Column(
-        "pointing, mask", "boxes", percent("mask_pointing"),
-        "Full-size maps whose maximum lies on the mask, %", "higher", in_terminal=False,
-    ),
-    Column(
-        "empty", "boxes", misses,
-        "Maps of full-size images without a positive pixel: misses", "lower",
-    ),
-    Column(
-        "attention, box", "attention", percent("score"),
-        "Share of the map inside the box on the 224 crop, %", "higher",
-    ),
-    Column(
-        "attention, minus main", "attention", difference("score"),
-        "The same minus that of the main method on the same images, percentage points",
-        "higher", in_terminal=False,
-    ),
-    Column(
-        "attention, mask", "attention", percent("mask_score"),
-        "Share of the map inside the mask on the 224 crop (relevance-mass accuracy), %", "higher",
-    ),
-    Column(
-        "deletion", "faithfulness", percent("deletion"),
-        "Area under the embedding's cosine similarity to that of the unchanged crop while the "
-        "most highlighted pixels are blurred, times 100", "lower",
-    ),
-    Column(
-        "insertion", "faithfulness", percent("insertion"),
-        "The same while the least highlighted pixels are blurred", "higher",
-    ),
-    Column(
-        "empty crops", "attention", misses,
-        "Maps of cropped images without a positive pixel: score 0", "lower", in_terminal=False,
-    ),
-    Column(
-        "ms/image", None, measure("median_seconds", 1000, "{:.0f}"),
+        "ms/image", None, _cost("median_seconds", 1000, "{:.0f}"),
         "Time per image, median, milliseconds", "lower",
     ),
     Column(
-        "times forward", None, measure("times_forward", 1, "{:.1f}"),
+        "times forward", None, _cost("times_forward", 1, "{:.1f}"),
         "Time over that of the plain forward pass on the same image, median", "lower",
     ),
     Column(
-        "peak MB", None, measure("peak_memory_bytes", 1e-6, "{:.0f}"),
+        "peak MB", None, _cost("peak_memory_bytes", 1e-6, "{:.0f}"),
         "Memory taken at most on the largest image, megabytes", "lower", in_terminal=False,
     ),
 )  # fmt: skip
 
 
-def filled_columns(summary: Summary, columns: Sequence[Column] = COLUMNS) -> list[Column]:
-    """The columns in which some method has a number."""
+def filled_columns(results: Mapping[str, Any], *, compact: bool = False) -> list[Column]:
+    """The columns in which some method has a number; fewer for a terminal."""
     return [
         column
-        for column in columns
-        if any(cell_of(column, numbers).text != MISSING for numbers in summary.values())
+        for column in columns(results["figures"])
+        if (column.in_terminal or not compact)
+        and any(cell_of(column, numbers).text != MISSING for numbers in results["summary"].values())
     ]
 
 
@@ -215,20 +184,18 @@ def cell_of(column: Column, numbers: Mapping[str, Numbers]) -> Cell:
     return column.cell(numbers[protocol]) if protocol in numbers else Cell()
 
 
-def table_rows(
-    summary: Summary, titles: Mapping[str, str], *, compact: bool = False
-) -> list[list[str]]:
+def table_rows(results: Mapping[str, Any], *, compact: bool = False) -> list[list[str]]:
     """Heading row, then a row per method; columns that nobody fills are left out.
 
     Args:
-        summary (Mapping): of the run.
-        titles (Mapping): of the methods and floors, by name.
+        results (Mapping): of a run: ``figures``, ``methods`` and ``summary``.
         compact (bool): as for a terminal: fewer columns, and intervals as ±.
     """
-    columns = filled_columns(summary, [c for c in COLUMNS if c.in_terminal or not compact])
-    rows = [["method", *(column.heading for column in columns)]]
-    for name, numbers in summary.items():
-        cells = [cell_of(column, numbers) for column in columns]
+    titles = {method["name"]: method["title"] for method in results["methods"]}
+    shown = filled_columns(results, compact=compact)
+    rows = [["method", *(column.heading for column in shown)]]
+    for name, numbers in results["summary"].items():
+        cells = [cell_of(column, numbers) for column in shown]
         texts = [cell.compact() if compact else cell.full() for cell in cells]
         rows.append([titles[name], *texts])
     return rows

@@ -1,10 +1,9 @@
-"""One test image through every method and protocol: the record that all tables are made from."""
+"""One item through every method and protocol: the record that all tables are made from."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.core.seeding import seeded
-from benchmarks.datasets.records import ImageRecord, UnreadableImageError
+from benchmarks.core.seeding import seed_of, seeded
+from benchmarks.datasets.records import UnreadableImageError
 from benchmarks.methods import (
     BankSpec,
     Explainer,
@@ -29,9 +28,9 @@ from benchmarks.methods import (
 from benchmarks.methods.match import Match
 from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks.build import build_network, find_layer, named_layer
-from benchmarks.protocols.protocol import EvaluationProtocol, Frame, Measures
+from benchmarks.protocols.protocol import EvaluationProtocol, Frame, Item, Measures, Question
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.runs.preparation import MinedQueries, ProtocolCache
+from benchmarks.runs.preparation import ProtocolCache, QueryReferences
 from benchmarks.runs.shared_forward import Recording, record, replayed
 from captum_embed import TripletForward, WeightBank
 
@@ -54,7 +53,7 @@ class EvaluationPlan:
         embedding_dim (int, optional): width of a new head, see `build_network`.
         budget (int): evaluations per image of the methods that take many, see
             `benchmarks.methods.budget`.
-        slow_keys (frozenset of str, optional): the images that methods of cost ``"slow"`` are run
+        slow_keys (frozenset of str, optional): the items that methods of cost ``"slow"`` are run
             on; None: all.
     """
 
@@ -71,6 +70,33 @@ class EvaluationPlan:
     embedding_dim: int | None = None
     budget: int = DEFAULT_BUDGET
     slow_keys: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured in one go: the items of one key, by protocol.
+
+    Test images are items of several protocols at once; those of others are on their own.
+
+    Args:
+        key (str): of the items.
+        label (int): their class.
+        items (dict): by the protocol's name.
+    """
+
+    key: str
+    label: int
+    items: dict[str, Item]
+
+    @classmethod
+    def of(cls, items: Mapping[str, Sequence[Item]]) -> list[Work]:
+        """The items of all protocols, those of one key together."""
+        found: dict[str, Work] = {}
+        for protocol, of_protocol in items.items():
+            for item in of_protocol:
+                work = found.setdefault(item.key, cls(item.key, item.label, {}))
+                work.items[protocol] = item
+        return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -102,7 +128,7 @@ class Bench:
         self.protocol = protocol
         self.device = torch.device(plan.device)
         self.network = forward.encoder
-        self.queries = MinedQueries.load(cache.queries) if cache.queries.exists() else None
+        self.queries = QueryReferences.load(cache.queries) if cache.queries.exists() else None
         banks = {
             spec: WeightBank.load(cache.bank(spec)) for spec in distinct_banks(select(plan.methods))
         }
@@ -113,7 +139,9 @@ class Bench:
             plan.num_neighbors,
             other_banks=banks,
             other_layers={
-                spec.layer: named_layer(forward.encoder, layer, spec.layer) for spec in banks
+                name: named_layer(forward.encoder, layer, name)
+                for method in select(plan.methods)
+                for name in method.all_layers
             },
             budget=plan.budget,
             seed=plan.seed,
@@ -129,11 +157,21 @@ class Bench:
         except MethodUnavailableError as reason:
             self.unavailable[method.name] = str(reason)
 
-    def query(self, key: str, image: Tensor, *, with_references: bool = True) -> Query:
+    def query(self, key: str, image: Tensor, question: Question | None = None) -> Query:
+        """What a method is asked about an image (3, H, W); without a question, no references."""
         references: tuple[Tensor, ...] = ()
-        if with_references and self.queries is not None:
-            references = tuple(r.to(self.device) for r in self.queries.references_of(key))
-        return Query(image[None].to(self.device), references)
+        asked = question is not None and question.references is not None
+        if question is not None and question.references is not None:
+            foils = question.references[:0] if question.foils is None else question.foils
+            references = (question.references[None], foils[None])
+        elif question is not None and self.queries is not None:
+            references = self.queries.of(key)
+        on_device = tuple(one.to(self.device) for one in references)
+        return Query(image[None].to(self.device), on_device, asked)
+
+    def queries_of(self, key: str, frame: Frame) -> list[Query]:
+        """One query for each question of a frame."""
+        return [self.query(key, frame.image, question) for question in frame.questions]
 
     def heatmap(self, name: str, query: Query) -> np.ndarray:
         """The heatmap (H, W) of one method; the same for the same seed, query and method."""
@@ -141,24 +179,23 @@ class Bench:
         size = (query.image.shape[2], query.image.shape[3])
         return heatmap(explain(query), size, method.map_power)
 
-    def measure(self, image: ImageRecord) -> dict[str, Any]:
-        """Measures of every method and floor on one image; ``{"left_out": reason}`` without any."""
-        frame = self.protocol.frame(image)
+    def measure(self, item: Item) -> dict[str, Any]:
+        """Measures of every method and floor on one item; ``{"left_out": reason}`` without any."""
+        frame = self.protocol.frame(item)
         if frame is None:
             return {"left_out": "its box lies outside the crop"}
-        query = self.query(image.key, frame.image)
+        queries = self.queries_of(item.key, frame)
         height, width = frame.size
-        forward_seconds, shared = self._forward(query)
+        forward_seconds, shared = self._forward(queries[0])
         return {
             "size": [width, height],
             "box": [round(side, 3) for side in frame.box],
-            "num_tuples": query.references[0].shape[1] if query.references else None,
             "forward_seconds": round(forward_seconds, 5),
-            "floors": self.protocol.floors(frame, self._embed),
+            "floors": self.protocol.floors(frame, self.embed),
             "methods": {
-                name: self._measure_method(name, image.key, query, frame, shared)
+                name: self._measure_method(name, item.key, queries, frame, shared)
                 for name in self.explainers
-                if self._wants(name, image.key)
+                if self._wants(name, item.key)
             },
         }
 
@@ -167,26 +204,27 @@ class Bench:
         return not slow or self.plan.slow_keys is None or key in self.plan.slow_keys
 
     def _measure_method(
-        self, name: str, key: str, query: Query, frame: Frame, shared: SharedForward
+        self, name: str, key: str, queries: Sequence[Query], frame: Frame, shared: SharedForward
     ) -> Measures:
+        """What is kept of a method's heatmaps, and the seconds that one of them takes."""
         shares = self.explainers[name][0].shares_forward
         recording = shared.recording if shares else None
         seed = seed_of(self.plan.seed, self.protocol.name, key)
         with seeded(seed, self.device), replayed(recording):
             started = self._now()
-            pixels = self.heatmap(name, query)
-            seconds = self._now() - started
+            maps = [self.heatmap(name, query) for query in queries]
+            seconds = (self._now() - started) / len(queries)
         if shares:
             seconds += shared.seconds
-        finite = bool(np.isfinite(pixels).all())
-        pixels = pixels if finite else np.zeros_like(pixels)
-        measures = self.protocol.measure(pixels, frame, self._embed)
+        finite = all(bool(np.isfinite(pixels).all()) for pixels in maps)
+        maps = [pixels if np.isfinite(pixels).all() else np.zeros_like(pixels) for pixels in maps]
+        measures = self.protocol.measure(maps, frame, self.embed)
         if not finite:
             measures["not_finite"] = True
         return {**measures, "seconds": round(seconds, 5)}
 
     @torch.no_grad()
-    def _embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
         """Embeddings (N, D) of images (N, 3, H, W), both on the CPU."""
         embeddings: Tensor = self.network(images.to(self.device)).cpu()
         return embeddings
@@ -229,31 +267,15 @@ class Evaluator:
         """Why methods of the plan cannot serve this network, by name."""
         return {k: v for bench in self.benches.values() for k, v in bench.unavailable.items()}
 
-    def record(self, image: ImageRecord) -> dict[str, Any]:
-        """The record of one image, as it stands in ``records.jsonl``."""
-        record: dict[str, Any] = {"key": image.key, "label": image.label}
+    def record(self, work: Work) -> dict[str, Any]:
+        """The record of the items of one key, as it stands in ``records.jsonl``."""
+        record: dict[str, Any] = {"key": work.key, "label": work.label}
         try:
-            record["protocols"] = {n: bench.measure(image) for n, bench in self.benches.items()}
+            record["protocols"] = {
+                name: bench.measure(work.items[name])
+                for name, bench in self.benches.items()
+                if name in work.items
+            }
         except UnreadableImageError as error:
             record["unreadable"] = str(error)
         return record
-
-
-def seed_of(seed: int, *names: str) -> int:
-    """A seed that depends on nothing but the run's seed and the names.
-
-    Example:
-        >>> seed_of(0, "boxes", "a.jpg") == seed_of(0, "boxes", "a.jpg") != seed_of(0, "boxes", "b")
-        True
-    """
-    digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
-    return int.from_bytes(digest[:6], "big")
-
-
-def sample(records: Sequence[ImageRecord], limit: int | None, seed: int) -> list[ImageRecord]:
-    """At most `limit` images at random, in the data set's order; a smaller limit takes a subset."""
-    if limit is None or limit >= len(records):
-        return list(records)
-    drawn = sorted(records, key=lambda record: seed_of(seed, record.key))[:limit]
-    keys = {record.key for record in drawn}
-    return [record for record in records if record.key in keys]

@@ -1,8 +1,9 @@
 """The folder of one run: its identity, and one line per finished image.
 
-A run is resumed by starting it again. Its identity (settings, data, network, versions) is
-written first; a run of another identity is refused the folder. Every finished image is one line
-of ``records.jsonl``, flushed to disk before the next one starts.
+A run is resumed by starting it again. Its identity (settings, data, network, versions, and what
+times depend on) is written first; a run of another identity is refused the folder, and so is a
+second process. Every finished image is one line of ``records.jsonl``, flushed to disk before the
+next one starts.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.core.files import require_writable_folder, write_atomically, write_json
+from filelock import FileLock, Timeout
+
+from benchmarks.core.files import UNFINISHED, require_writable_folder, write_json
 from benchmarks.core.settings import differences
 from captum_embed.errors import InputError
 
 Record = dict[str, Any]
+CHUNK = 1 << 16
 
 
 class RunFolder:
-    """Opens or resumes a run.
+    """Opens or resumes a run; a context manager that keeps other processes out meanwhile.
 
     Args:
         path (Path): made where it does not exist.
         identity (dict): JSON values by name; all must be equal for a run to be resumed.
 
     Raises:
-        InputError: not writable, a run with another identity is in there, or damaged records.
+        InputError: not writable, another process is at work in there, a run with another identity
+            is in there, or damaged records.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
@@ -38,10 +43,35 @@ class RunFolder:
         require_writable_folder(path, "--output")
         self._identity_path = path / "run.json"
         self._records_path = path / "records.jsonl"
-        self._refuse_another_run(identity)
+        self._lock = FileLock(path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"--output {path}: another run is at work in this folder; wait for its end, or "
+                "choose another --output"
+            ) from error
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self) -> None:
+        self._refuse_another_run(self.identity)
+        # Nobody else is at work here: these are of runs that were killed while they wrote.
+        for unfinished in self.path.rglob(f"{UNFINISHED}*"):
+            unfinished.unlink()
         if not self._identity_path.exists():
-            write_json(self._identity_path, identity)
-        self.records: dict[str, Record] = {r["key"]: r for r in self._read_records()}
+            write_json(self._identity_path, self.identity)
+        self._drop_half_a_line()
+        self.done = {record["key"] for record in self.records()}
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
 
     @property
     def cache(self) -> Path:
@@ -57,7 +87,23 @@ class RunFolder:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.records[record["key"]] = record
+        self.done.add(record["key"])
+
+    def records(self) -> Iterator[Record]:
+        """The records so far, read one at a time: all of them may not fit in memory."""
+        if not self._records_path.exists():
+            return
+        with open(self._records_path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    record = json.loads(line)
+                    record["key"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(
+                        f"{self._records_path}, line {number}: not a record ({error}); delete "
+                        "the line, and the image is done again"
+                    ) from error
+                yield record
 
     def _refuse_another_run(self, identity: dict[str, Any]) -> None:
         if not self._identity_path.exists():
@@ -79,29 +125,23 @@ class RunFolder:
                 + "\nUse those settings to go on with it, or choose another --output."
             )
 
-    def _read_records(self) -> list[Record]:
+    def _drop_half_a_line(self) -> None:
+        """The line being written when the last run was killed."""
         if not self._records_path.exists():
-            return []
-        whole, newline, partial = self._records_path.read_text(encoding="utf-8").rpartition("\n")
-        if partial:
-            # The line being written when the last run was killed.
-            write_atomically(self._records_path, lambda path: _write(path, whole + newline))
-        records = []
-        for number, line in enumerate(whole.split("\n") if whole else [], start=1):
-            try:
-                record = json.loads(line)
-                record["key"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{self._records_path}, line {number}: not a record ({error}); delete the "
-                    "line, and the image is done again"
-                ) from error
-            records.append(record)
-        return records
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+            return
+        with open(self._records_path, "r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            end = size
+            while end > 0:
+                start = max(0, end - CHUNK)
+                file.seek(start)
+                newline = file.read(end - start).rfind(b"\n")
+                if newline >= 0:
+                    end = start + newline + 1
+                    break
+                end = start
+            if end < size:
+                file.truncate(end)
 
 
 @contextmanager

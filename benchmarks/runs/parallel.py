@@ -12,37 +12,41 @@ from typing import Any
 
 import torch
 
-from benchmarks.datasets.records import ImageRecord
-from benchmarks.runs.evaluation import EvaluationPlan, Evaluator
+from benchmarks.runs.evaluation import EvaluationPlan, Evaluator, Work
 
 _evaluator: Evaluator | None = None
 
 
+def threads_of(workers: int) -> int:
+    """Threads of PyTorch in each process that evaluates."""
+    return torch.get_num_threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
+
+
 def evaluate_all(
-    plan: EvaluationPlan, images: Sequence[ImageRecord], workers: int
+    plan: EvaluationPlan, works: Sequence[Work], workers: int
 ) -> Iterator[dict[str, Any]]:
-    """Records of the images, each as soon as it is ready, so in any order with several workers.
+    """Records of the items, each as soon as it is ready, so in any order with several workers.
 
     Args:
         plan (EvaluationPlan): every worker builds its own network from it.
-        images (sequence of ImageRecord): to evaluate.
+        works (sequence of Work): to evaluate.
         workers (int): processes; 1 is this one.
     """
     if workers == 1:
         evaluator = Evaluator(plan)
-        for image in images:
-            yield evaluator.record(image)
+        for work in works:
+            yield evaluator.record(work)
         return
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = threads_of(workers)
     # Spawned, not forked: a forked process cannot use CUDA, and inherits OpenMP's locks.
     executor = ProcessPoolExecutor(
-        min(workers, max(1, len(images))),
+        min(workers, max(1, len(works))),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(plan, threads),
     )
     try:
-        for finished in as_completed([executor.submit(_work, image) for image in images]):
+        for finished in as_completed([executor.submit(_work, work) for work in works]):
             yield finished.result()
     finally:
         executor.shutdown(cancel_futures=True)
@@ -65,6 +69,6 @@ def _end_with_main_process() -> None:
         os._exit(1)
 
 
-def _work(image: ImageRecord) -> dict[str, Any]:
+def _work(work: Work) -> dict[str, Any]:
     assert _evaluator is not None
-    return _evaluator.record(image)
+    return _evaluator.record(work)

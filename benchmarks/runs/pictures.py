@@ -29,6 +29,7 @@ from benchmarks.report.panels import (
     write_map,
     write_photo,
 )
+from benchmarks.results.images import ImageTable
 from benchmarks.runs.evaluation import Bench
 from captum_embed import WeightBank
 
@@ -83,6 +84,7 @@ def write_panels(
     bench: Bench,
     data: DataChoice,
     results: Mapping[str, Any],
+    images: ImageTable,
     *,
     rows: int,
     seed: int,
@@ -94,18 +96,20 @@ def write_panels(
         bench (Bench): of one protocol.
         data (DataChoice): of the run.
         results (Mapping): content of results.json.
+        images (ImageTable): of the run.
         rows (int): images drawn, as for `write_qualitative`.
         seed (int): of the draw.
     """
     protocol = bench.protocol.name
     methods = compared_methods(results, protocol)
-    measured = image_scores(results, protocol, next(iter(methods), None))
+    scores = {name: image_scores(images, protocol, name) for name in methods}
+    measured = scores[methods[0]] if methods else {}
     records = {record.key: record for record in data.test.records if record.key in measured}
     chosen = [record.key for record in _one_of_each_class(list(records.values()), rows, seed)]
-    worst = worst_images(results, protocol)
+    worst = worst_images(images, protocol, results["main_method"])
     remove_panels(folder)
     shown = {
-        key: _image_panels(folder / FOLDER, f"{index:02}", bench, records[key], methods)
+        key: _image_panels(folder / FOLDER, f"{index:02}", bench, records[key], scores)
         for index, key in enumerate(dict.fromkeys([*chosen, *worst]))
     }
     panels = [tuple(shown[key] for key in keys) for keys in (chosen, worst)]
@@ -113,18 +117,29 @@ def write_panels(
 
 
 def _image_panels(
-    folder: Path, number: str, bench: Bench, record: ImageRecord, methods: Sequence[str]
+    folder: Path,
+    number: str,
+    bench: Bench,
+    record: ImageRecord,
+    scores: Mapping[str, Mapping[str, float]],
 ) -> ImagePanels:
     frame = bench.protocol.frame(record)
     assert frame is not None
     height, width = frame.size
     photo = write_photo(_pixels(frame.image), folder / f"image-{number}.png")
     maps = []
-    for name in methods:
-        heat = bench.heatmap(name, bench.query(record.key, frame.image))
+    for name, of_method in scores.items():
+        heat = bench.heatmap(name, bench.queries_of(record.key, frame)[0])
         heat = heat if np.isfinite(heat).all() else np.zeros_like(heat)
         file = write_map(heat, folder / f"map-{number}-{name}.png")
-        maps.append(MapPanel(name, file.name, _box_at(heat, frame.box, PAPER_THRESHOLD)))
+        maps.append(
+            MapPanel(
+                name,
+                file.name,
+                _box_at(heat, frame.box, PAPER_THRESHOLD),
+                of_method.get(record.key),
+            )
+        )
     return ImagePanels(
         record.key, record.class_name, (width, height), frame.box, photo.name, tuple(maps)
     )
@@ -161,7 +176,7 @@ def _panel(bench: Bench, method: Method, record: ImageRecord) -> Panel:
     frame = bench.protocol.frame(record)
     image = bench.protocol.show(load_rgb(record)) if frame is None else frame.image
     explain = method.build(bench.subject)
-    query = bench.query(record.key, image, with_references=False)
+    query = bench.query(record.key, image)
     pixels = heatmap(explain(query), (image.shape[1], image.shape[2]), method.map_power)
     box = None if frame is None else frame.box
     return Panel(

@@ -51,45 +51,37 @@ class ShownImages(Dataset[tuple[Tensor, int]]):
 
 
 @dataclass(frozen=True)
-class MinedQueries:
-    """Embeddings of the test images and the tuples mined among them.
+class QueryReferences:
+    """What each test image should match, and what not.
 
     Args:
         keys (tuple of str): B image keys.
-        embeddings (Tensor): (B, D).
-        references (Tensor): (B, M, 2), indices of positives and negatives, hardest first.
-        active (Tensor): (B, M), which tuples exist and have a non-zero loss.
+        references (Tensor): (B, D), mean embedding of the positives of an image's tuples.
+        foils (Tensor): (B, D), mean embedding of their negatives.
+        counts (Tensor): (B,), tuples that count; an image without any has no references.
     """
 
     keys: tuple[str, ...]
-    embeddings: Tensor
     references: Tensor
-    active: Tensor
+    foils: Tensor
+    counts: Tensor
 
-    def references_of(self, key: str) -> tuple[Tensor, ...]:
-        """Embeddings (1, M', D) of the positives and of the negatives of one image's tuples."""
+    def of(self, key: str) -> tuple[Tensor, ...]:
+        """References and foils (1, 1, D) of one image, or nothing."""
         row = self.keys.index(key)
-        chosen = self.references[row, self.active[row]]
-        return tuple(self.embeddings[indices][None] for indices in chosen.unbind(1))
+        if not self.counts[row]:
+            return ()
+        return self.references[row][None, None], self.foils[row][None, None]
 
     def save(self, path: Path) -> None:
-        tensors = {
-            "embeddings": self.embeddings,
-            "references": self.references,
-            "active": self.active.to(torch.uint8),
-        }
+        tensors = {"references": self.references, "foils": self.foils, "counts": self.counts}
         metadata = {"keys": json.dumps(self.keys)}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
-    def load(cls, path: Path) -> MinedQueries:
+    def load(cls, path: Path) -> QueryReferences:
         tensors, metadata = read_safetensors(path)
-        return cls(
-            tuple(json.loads(metadata["keys"])),
-            tensors["embeddings"],
-            tensors["references"],
-            tensors["active"].bool(),
-        )
+        return cls(tuple(json.loads(metadata["keys"])), **tensors)
 
 
 @torch.no_grad()
@@ -114,17 +106,17 @@ def embed_shown(
     return torch.cat(embeddings)
 
 
-def mine_queries(
+def query_references(
     forward: TripletForward,
     images: ShownImages,
     device: torch.device,
     *,
     num_tuples: int,
-    mining: Literal["hardest", "random"],
+    mining: Literal["all", "hardest", "random"],
     seed: int,
     progress: bool,
-) -> MinedQueries:
-    """Tuples of every test image, mined among the test images of the same protocol.
+) -> QueryReferences:
+    """References of every test image, from the test images of the same protocol.
 
     Raises:
         InputError: a single test class, or a class with a single image, which has no positive.
@@ -132,11 +124,39 @@ def mine_queries(
     labels = torch.tensor([record.label for record in images.records])
     require_minable(forward, labels)
     embeddings = embed_shown(forward.encoder, images, device, progress=progress)
+    keys = tuple(record.key for record in images.records)
+    if mining == "all":
+        return QueryReferences(keys, *means_of_all(embeddings, labels))
     tuples = mine_tuples(
         forward, embeddings, labels, num_tuples=num_tuples, mining=mining, seed=seed
     )
-    keys = tuple(record.key for record in images.records)
-    return MinedQueries(keys, embeddings, tuples.references, tuples.active)
+    counts = tuples.active.sum(1)
+    weights = tuples.active.to(embeddings) / counts.clamp(min=1)[:, None]
+    references, foils = (
+        torch.einsum("bm,bmd->bd", weights, embeddings[indices])
+        for indices in tuples.references.unbind(2)
+    )
+    return QueryReferences(keys, references.contiguous(), foils.contiguous(), counts)
+
+
+def means_of_all(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of the other images of each one's class (B, D), of all other classes, and the tuples.
+
+    Example:
+        >>> means_of_all(torch.tensor([[1.0], [3.0], [8.0]]), torch.tensor([0, 0, 1]))[:2]
+        (tensor([[3.],
+                [1.],
+                [0.]]), tensor([[8.],
+                [8.],
+                [2.]]))
+    """
+    same = (labels[:, None] == labels).to(embeddings)
+    in_class = same.sum(1, keepdim=True)
+    own_class, everyone = same @ embeddings, embeddings.sum(0)
+    positives, negatives = in_class - 1, len(labels) - in_class
+    references = (own_class - embeddings) / positives.clamp(min=1)
+    foils = (everyone - own_class) / negatives.clamp(min=1)
+    return references, foils, (positives * negatives)[:, 0].long()
 
 
 @dataclass(frozen=True)
@@ -164,7 +184,7 @@ def prepare_bank(
     *,
     same: WeightBank | None = None,
     num_tuples: int,
-    mining: Literal["hardest", "random"],
+    mining: Literal["all", "hardest", "random"],
     seed: int,
     progress: bool,
 ) -> WeightBank:
@@ -175,7 +195,7 @@ def prepare_bank(
         forward,
         layer,
         images,
-        num_tuples=num_tuples,
+        num_tuples=None if mining == "all" else num_tuples,
         mining=mining,
         batch_size=BANK_BATCH,
         seed=seed,

@@ -23,7 +23,7 @@ from captum_embed import (
     channel_filters,
     map_functions,
 )
-from captum_embed.recipes import RECOMMENDED
+from captum_embed.recipes import LOCALIZE
 from captum_embed.visualization import grid, heatmap, overlay
 
 ROWS = ("Cat", "Cup", "Horse", "Photographer", "Shuttle")
@@ -57,7 +57,7 @@ def main() -> None:
                 last, channel_filter=channel_filters.absolute
             ),
             "last block,\nweighted norm": transfer(block, map_func=map_functions.weighted_norm),
-            "last block,\nfrom the background": RECOMMENDED.grad_cam(
+            "last block,\nfrom the background": LOCALIZE.grad_cam(
                 forward, block, weight_bank=banks[block]
             ),
         }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.metrics.removal import area_under_curve
-from benchmarks.report.cost import forward_costs, with_costs
+from benchmarks.report.flat import flat
 from benchmarks.report.panels import (
     FOLDER,
     ImagePanels,
@@ -21,15 +21,15 @@ from benchmarks.report.panels import (
     write_photo,
 )
 from benchmarks.results.files import header
-from benchmarks.results.intervals import main_method, with_intervals
-from benchmarks.results.summary import FLOORS, counts, summarize
+from benchmarks.results.images import ImageTable
+from benchmarks.results.summary import FLOORS, declared, forward_costs, main_method, summarize
 
 # What a careless page would run, or lose.
 HOSTILE_TITLE = 'Saliency <script>window.hacked = 1</script> & "more"'
 HOSTILE_CLASS = '"><img src=x onerror="window.hacked = 2">'
 NUM_IMAGES = 12
 METHODS = {
-    "ours_recommended": ("Ours, recommended", "ours", 0.75, 0.03),
+    "ours_localize": ("Ours, LOCALIZE", "ours", 0.75, 0.03),
     "ours_transfer": ("Ours, transfer", "ours", 0.4, 0.025),
     "control_uniform": ("Control, uniform weights", "control", 0.55, 0.02),
     "layer_grad_cam": ("LayerGradCam", "captum: layer", 0.5, 0.05),
@@ -106,9 +106,10 @@ def make_results() -> dict[str, Any]:
     }  # fmt: skip
     main = main_method(methods)
     names = [method["name"] for method in methods if not method["unavailable"]]
-    summary = with_intervals(summarize(images, names), images, main, num_resamples=200)
+    table = ImageTable.from_records(images)
+    protocols = ("attention", "boxes")
     part = {"classes": "1-2", "images": NUM_IMAGES, "absent": 1, "masks": 0}
-    return {
+    results = {
         **header(),
         "command": "python -m benchmarks localize --data 'a <b> & c'",
         "settings": {"network": "efficientnet_lite0", "layer": "features", "limit": None},
@@ -118,14 +119,17 @@ def make_results() -> dict[str, Any]:
         "identity": {"network_fingerprint": "0123abcd"},
         "data": {"name": "things <b>", "root": "/data", "train": part, "test": part,
                  "unreadable": ["cannot read <x>.jpg"]},
-        "counts": counts(images, ("attention", "boxes"), unreadable=1),
+        "counts": table.counts(protocols, unreadable=1),
         "methods": methods,
         "main_method": main,
         "memory": memory,
-        "forward": forward_costs(images, ("attention", "boxes"), memory),
-        "summary": with_costs(summary, images, memory),
+        "forward": forward_costs(table, protocols, memory),
+        "figures": declared(protocols),
+        "summary": summarize(table, names, main, memory=memory, num_resamples=200),
+        # Not in the file: what tests compare with.
         "images": images,
     }  # fmt: skip
+    return flat(results)
 
 
 def with_faithfulness(results: dict[str, Any]) -> dict[str, Any]:
@@ -158,14 +162,15 @@ def with_faithfulness(results: dict[str, Any]) -> dict[str, Any]:
                 for name, (_, _, quality, seconds) in METHODS.items()
             },
         }
-    images, main = found["images"], found["main_method"]
-    summary = with_intervals(
-        summarize(images, list(found["summary"])), images, main, num_resamples=200
-    )
-    found["summary"] = with_costs(summary, images, found["memory"])
-    found["forward"] = forward_costs(images, protocols, found["memory"])
-    found["counts"] = counts(images, protocols, unreadable=1)
-    return found
+    table = ImageTable.from_records(found["images"])
+    memory, names = found["memory"], list(found["summary"])
+    found |= {
+        "figures": declared(protocols),
+        "summary": summarize(table, names, found["main_method"], memory=memory, num_resamples=200),
+        "forward": forward_costs(table, protocols, memory),
+        "counts": table.counts(protocols, unreadable=1),
+    }
+    return flat(found)
 
 
 @pytest.fixture(scope="session")
@@ -200,6 +205,7 @@ def write_panels(run: Path, results: dict[str, Any]) -> Panels:
                 name,
                 write_map(heat, run / FOLDER / f"map-{number}-{name}.png").name,
                 None if name == "saliency" else (30.0, 20.0, 70.0, 60.0),
+                0.5,
             )
             for name in compared_methods(results, "boxes")
         )
@@ -208,7 +214,12 @@ def write_panels(run: Path, results: dict[str, Any]) -> Panels:
         )
 
     chosen = tuple(panels(results["images"][index]["key"]) for index in (0, 1))
-    worst = tuple(panels(key) for key in worst_images(results, "boxes", 2))
+    worst = tuple(
+        panels(key)
+        for key in worst_images(
+            ImageTable.from_records(results["images"]), "boxes", results["main_method"], 2
+        )
+    )
     made = Panels("boxes", chosen, worst)
     write_index(run, made)
     return made

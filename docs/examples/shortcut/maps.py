@@ -16,7 +16,7 @@ from captum_embed import (
     build_weight_bank,
     channel_filters,
 )
-from captum_embed.recipes import RECOMMENDED
+from captum_embed.recipes import LOCALIZE
 
 MAPS = {
     "recommended": "recommended recipe",
@@ -59,11 +59,13 @@ def explain(
         dict: signed where the map is. Above zero, ``"signed"`` speaks for the class that the
         query's neighbours in the bank have, and ``"pair"`` for its likeness to `neighbours`.
     """
-    forward = TripletForward(tail, margin=BANK_MARGIN)
+    forward = TripletForward(tail, margin=BANK_MARGIN, explains="loss")
     last, last_block = tail.features, tail.features[0]  # type: ignore[index]
     images = list(zip(training, labels, strict=True))
     bank, block_bank = (
-        build_weight_bank(forward, layer, images, num_tuples=num_tuples, progress=progress)
+        build_weight_bank(
+            forward, layer, images, mining="hardest", num_tuples=num_tuples, progress=progress
+        )
         for layer in (last, last_block)
     )
     count = min(num_neighbors, len(bank))
@@ -73,7 +75,7 @@ def explain(
     # The weights are of a loss: what lowers it speaks for the class.
     signed = EmbeddingLayerGradCam(forward, last, weight_bank=bank, channel_filter=torch.neg)
     pair = EmbeddingLayerGradCam(PairForward(tail, "similarity", distance="cosine"), last)
-    recommended = RECOMMENDED.grad_cam(forward, last_block, weight_bank=block_bank)
+    recommended = LOCALIZE.grad_cam(forward, last_block, weight_bank=block_bank)
     batches = list(zip(queries.split(_BATCH), neighbours.split(_BATCH), strict=True))
     return {
         "recommended": torch.cat([recommended.attribute(q) for q, _ in batches]),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.ablation.ablate import AblateSettings, ablate, halves, summary
 from benchmarks.ablation.activations import ActivationCache, Tail
 from benchmarks.ablation.banks import mine_all_roles, transferred
 from benchmarks.ablation.scoring import Fold
@@ -19,7 +20,6 @@ from benchmarks.ablation.variants import (
     VARIANTS,
     BankVariant,
 )
-from benchmarks.commands.ablate import AblateSettings, ablate, halves, summary
 from benchmarks.core.settings import ClassNumbers
 from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.embedded import write_embedded
@@ -28,7 +28,7 @@ from benchmarks.datasets.records import load_rgb
 from benchmarks.networks.build import EmbeddingNetwork, imagenet_network
 from captum_embed import TripletForward, WeightBank, build_weight_bank
 from captum_embed.errors import InputError
-from captum_embed.recipes import RECOMMENDED
+from captum_embed.recipes import LOCALIZE
 
 FEW = tuple(
     v
@@ -93,15 +93,15 @@ def test_norm_held_constant_changes_the_gradient_and_not_the_embedding(cache):
     assert along[0] < 0.05 * along[1], "along itself a unit vector cannot grow"
 
 
-def test_the_base_variant_is_the_library_s_recommended_recipe(cache):
+def test_the_base_variant_is_the_library_s_recipe_for_boxes(cache):
     fold = Fold(cache, range(6, 12), range(3), [BASE], margin=0.2, seed=0)
     network = cache.network
     assert isinstance(network, EmbeddingNetwork)
     forward = TripletForward(network, margin=0.2)
     layer = network.recommended_layer
     dataset = [(to_tensor(load_rgb(r)), r.label) for r in cache.records[6:12]]
-    bank = build_weight_bank(forward, layer, dataset, progress=False, **RECOMMENDED.bank_settings)
-    grad_cam = RECOMMENDED.grad_cam(forward, layer, weight_bank=bank)
+    bank = build_weight_bank(forward, layer, dataset, progress=False, **LOCALIZE.bank_settings)
+    grad_cam = LOCALIZE.grad_cam(forward, layer, weight_bank=bank)
     for place in range(3):
         image = to_tensor(load_rgb(cache.records[place]))[None]
         expected = grad_cam.attribute(image)
@@ -167,7 +167,7 @@ def test_summary_counts_boxes_right_by_hand():
         {"iou": {variant.key: [values[i]] * 99 for variant, values in ious.items()}}
         for i in range(4)
     ]
-    base, paper = summary(records, list(ious), seed=0)
+    base, paper = summary(records, list(ious), seed=0, num_resamples=50)
     assert base["accuracy_at_0.2"][0] == 0.5
     assert paper["max_box_acc"][0] == 0.25
     assert paper["difference_at_0.2"][0] == -0.25

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.commands.failures import analyse
 from benchmarks.metrics.bootstrap import bootstrap_interval
 from benchmarks.metrics.boxes import iou
 from benchmarks.metrics.outcomes import OUTCOMES
 from benchmarks.protocols.protocol import Frame
 from benchmarks.protocols.registry import PROTOCOLS
+from benchmarks.results import failures
+from benchmarks.results.images import ImageTable
 from captum_embed.errors import InputError
 
 # An image of 100 x 100 with an object of 40 x 40 (16%), and one with an object of 80 x 80 (64%).
@@ -59,7 +61,8 @@ def results() -> dict[str, Any]:
     images.append({"key": "001.Bird/gone.jpg", "label": 1, "unreadable": "cannot read"})
     titles = {"ours": "Ours", "rival": "Rival", "centre_box": "Centre", "whole_image": "Whole"}
     return {
-        "schema_version": 3,
+        "schema_version": 4,
+        "counts": {"measured": {"boxes": 4}},
         "command": "python -m benchmarks localize --data birds",
         "settings": {"num_resamples": 200},
         "data": {"name": "birds", "test": {"classes": "1-2"}},
@@ -71,6 +74,10 @@ def results() -> dict[str, Any]:
         "summary": {name: {"boxes": {}} for name in titles},
         "images": images,
     }
+
+
+def analyse(results: dict[str, Any], chosen: Sequence[str] = ()) -> dict[str, Any]:
+    return failures.analyse(results, ImageTable.from_records(results["images"]), chosen)
 
 
 def counts(found: dict[str, Any]) -> dict[str, int]:
@@ -147,6 +154,7 @@ def test_a_run_without_the_boxes_protocol_is_refused(results: dict[str, Any]) ->
 
 @pytest.fixture
 def run(results: dict[str, Any], tmp_path: Path) -> Path:
+    ImageTable.from_records(results.pop("images")).write(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(results))
     return tmp_path
 
@@ -165,7 +173,7 @@ def test_the_command_prints_tables_and_writes_files(
     assert written["command"] in text
     assert Image.open(run / "failures.png").size[0] > 1000
     assert {path.name for path in run.iterdir()} == {
-        "results.json", "failures.json", "failures.md", "failures.png"
+        "results.json", "images.parquet", "failures.json", "failures.md", "failures.png"
     }  # fmt: skip
 
 
@@ -193,5 +201,5 @@ def test_the_results_of_a_real_protocol_can_be_read(results: dict[str, Any]) -> 
     heatmap[20:60, 20:60] = 1
     frame = Frame(torch.zeros(3, 100, 100), SMALL, None)
     image = results["images"][0]["protocols"]["boxes"]
-    image["methods"]["rival"] = PROTOCOLS["boxes"].measure(heatmap, frame)
+    image["methods"]["rival"] = PROTOCOLS["boxes"].measure([heatmap], frame)
     assert counts(analyse(results)["methods"]["rival"])["correct"] == 1

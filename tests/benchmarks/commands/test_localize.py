@@ -3,6 +3,8 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.__main__ import main
 from benchmarks.core.command_line import INTERRUPTED
-from benchmarks.results.summary import FLOORS, summarize
+from benchmarks.core.seeding import sample
+from benchmarks.datasets.preprocess import to_tensor
+from benchmarks.datasets.records import load_rgb
+from benchmarks.metrics.figures import Figure
+from benchmarks.protocols.protocol import (
+    Embed,
+    EvaluationProtocol,
+    Frame,
+    Item,
+    Measures,
+    Question,
+    Source,
+)
+from benchmarks.protocols.registry import PROTOCOLS
+from benchmarks.results.summary import FLOORS
 from benchmarks.runs import evaluation, memory
-from benchmarks.runs.evaluation import sample
 
 # A network small enough that a whole run takes a second.
 NETWORK = """
@@ -125,13 +141,23 @@ def run(
         **{name.replace("_", "-"): value for name, value in changes.items()},
     }
     words = [w for name, value in options.items() if value for w in (f"--{name}", value)]
-    flags = [f"--no-{name}" for name, on in (("figures", figures), ("memory", memory)) if not on]
+    flags = ["--figures" if figures else "--no-figures", "--memory" if memory else "--no-memory"]
     return main(["localize", "--no-progress", *flags, *words])
 
 
 def results(folder: str = "run") -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(Path(folder, "results.json").read_text())
     return loaded
+
+
+def records(folder: str = "run") -> list[dict[str, Any]]:
+    lines = Path(folder, "records.jsonl").read_text().splitlines()
+    return sorted(map(json.loads, lines), key=lambda record: record["key"])
+
+
+def value(found: dict[str, Any], name: str, protocol: str, figure: str) -> float:
+    number: float = found["summary"][name][protocol]["figures"][figure]["value"]
+    return number
 
 
 def without_seconds(value: Any) -> Any:
@@ -142,14 +168,15 @@ def without_seconds(value: Any) -> Any:
 
 
 def numbers_of(folder: str) -> Any:
-    return without_seconds({k: results(folder)[k] for k in ("summary", "images", "counts")})
+    numbers = {k: results(folder)[k] for k in ("summary", "counts")}
+    return without_seconds({**numbers, "records": records(folder)})
 
 
 def test_a_run_writes_its_table_figures_and_every_record(
     finished: str,
 ) -> None:
     found = results()
-    assert found["schema_version"] == 3
+    assert found["schema_version"] == 4
     assert found["settings"]["seed"] == 0
     assert found["settings"]["methods"] == METHODS.split(",")
     assert set(found["versions"]) >= {"python", "captum-embed", "captum", "torch", "numpy"}
@@ -162,13 +189,14 @@ def test_a_run_writes_its_table_figures_and_every_record(
         "left_out": {"attention": 0, "boxes": 0},
     }
     assert list(found["summary"]) == [*METHODS.split(","), *FLOORS]
-    record = found["images"][0]["protocols"]["boxes"]["methods"]["saliency"]
+    assert (found["device"], found["workers"]) == ("cpu", 1)
+    record = records()[0]["protocols"]["boxes"]["methods"]["saliency"]
     assert len(record["iou"]) == len(record["best_iou"]) == len(found["thresholds"]) == 99
     for title in FLOORS.values():
         assert title in finished
     for name in (
-        "results.json", "results.csv", "results.md", "curve.png", "cost.png", "qualitative.png",
-        "report.html",
+        "results.json", "images.parquet", "results.csv", "results.md", "curve.png", "cost.png",
+        "qualitative.png", "report.html",
     ):  # fmt: skip
         assert f"run/{name}" in finished
         assert Path("run", name).stat().st_size > 500
@@ -178,17 +206,29 @@ def test_a_run_writes_its_table_figures_and_every_record(
 
 
 def test_the_numbers_of_the_table_follow_from_the_records(finished: str) -> None:
-    found = results()
-    names = list(found["summary"])
-    plain = summarize(found["images"], names)
-    for name, protocols in found["summary"].items():
-        for protocol, numbers in protocols.items():
-            assert numbers.items() >= plain[name][protocol].items()
-    boxes = [image["protocols"]["boxes"]["methods"]["saliency"] for image in found["images"]]
+    found, images = results(), records()
+    boxes = [image["protocols"]["boxes"]["methods"]["saliency"] for image in images]
     right = [measures["iou"][19] >= 5000 for measures in boxes]
-    assert found["summary"]["saliency"]["boxes"]["accuracy_at_0.2"] == np.mean(right)
-    scores = [i["protocols"]["attention"]["methods"]["saliency"]["score"] for i in found["images"]]
-    assert found["summary"]["saliency"]["attention"]["score"] == pytest.approx(np.mean(scores))
+    assert value(found, "saliency", "boxes", "accuracy_at_0.2") == np.mean(right)
+    scores = [i["protocols"]["attention"]["methods"]["saliency"]["score"] for i in images]
+    assert value(found, "saliency", "attention", "score") == pytest.approx(np.mean(scores))
+
+
+def test_any_library_reads_what_was_measured_on_each_image(finished: str) -> None:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table("run/images.parquet").to_pylist()
+    image = records()[0]
+    (row,) = (
+        row
+        for row in rows
+        if (row["key"], row["protocol"], row["method"]) == (image["key"], "boxes", "saliency")
+    )
+    measured = image["protocols"]["boxes"]
+    assert [row["width"], row["height"]] == measured["size"]
+    assert row["box"] == measured["box"]
+    assert row["iou"] == measured["methods"]["saliency"]["iou"]
+    assert "images" not in results()
 
 
 def test_the_csv_and_the_markdown_table_have_a_row_per_method(finished: str) -> None:
@@ -196,19 +236,24 @@ def test_the_csv_and_the_markdown_table_have_a_row_per_method(finished: str) -> 
     by_name = {(row["method"], row["protocol"]): row for row in rows}
     for name, protocols in results()["summary"].items():
         for protocol, numbers in protocols.items():
-            for key in ("score", "accuracy_at_0.2", "num_images"):
-                if numbers.get(key) is not None:
-                    assert float(by_name[name, protocol][key]) == pytest.approx(numbers[key])
+            row = by_name[name, protocol]
+            assert int(row["num_images"]) == numbers["num_images"]
+            for figure, found in numbers["figures"].items():
+                assert float(row[figure]) == found["value"]
+                assert float(row[f"{figure}_low"]) == found["low"]
+                if "difference" in found:
+                    assert float(row[f"{figure}_difference_high"]) == found["difference_high"]
+    assert float(by_name["saliency", "boxes"]["max_box_acc_threshold"]) > 0
     table = Path("run/results.md").read_text().splitlines()
     assert sum(line.startswith("|") for line in table) == 2 + len(results()["summary"])
 
 
 def test_our_gradient_scores_as_captum_s_layer_grad_cam(finished: str) -> None:
-    ours, captums = (
-        numbers_of("run")["summary"][name] for name in ("ours_gradient_50", "layer_grad_cam")
-    )
-    assert ours["attention"]["score"] == pytest.approx(captums["attention"]["score"], abs=1e-4)
-    assert ours["boxes"]["max_box_acc"] == captums["boxes"]["max_box_acc"]
+    for figure in (("attention", "score"), ("boxes", "max_box_acc")):
+        ours, captums = (
+            value(results(), name, *figure) for name in ("ours_gradient_50", "layer_grad_cam")
+        )
+        assert ours == pytest.approx(captums, abs=1e-4)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(
@@ -239,14 +284,11 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
 def test_several_processes_give_the_numbers_of_one(place: Path) -> None:
     for output, workers in (("one", "1"), ("two", "2")):
         run(output, methods="ours_transfer,layer_grad_cam", limit="3", workers=workers)
-    one, two = numbers_of("one"), numbers_of("two")
-    assert one["summary"].keys() == two["summary"].keys()
-    for name, protocols in one["summary"].items():
+    for name, protocols in results("one")["summary"].items():
         for protocol, numbers in protocols.items():
-            # What follows from the rest is nested.
-            for key in numbers.keys() - {"intervals", "difference"}:
-                theirs = two["summary"][name][protocol][key]
-                assert theirs == pytest.approx(numbers[key], abs=1e-4)
+            for figure, found in numbers["figures"].items():
+                theirs = value(results("two"), name, protocol, figure)
+                assert theirs == pytest.approx(found["value"], abs=1e-4)
 
 
 def test_a_finished_run_is_not_computed_again(
@@ -266,6 +308,8 @@ def test_a_finished_run_is_not_computed_again(
         ({"limit": "3"}, "limit: None there, 3 here"),
         ({"test-classes": "4,2"}, "test_classes: '3-4' there, '2,4' here"),
         ({"network": "tiny_networks:without_relu"}, "network_fingerprint:"),
+        # Times of both have no common median.
+        ({"workers": "2"}, "workers: 1 there, 2 here"),
     ],
 )
 def test_another_run_in_the_same_folder_is_refused_with_what_differs(
@@ -290,7 +334,7 @@ def test_changed_images_are_another_run(finished: str, capsys: pytest.CaptureFix
     ("change", "message"),
     [
         ({"methods": "saliency,gradcam"}, "unknown method gradcam; known: core, fast, all"),
-        ({"protocols": "pixels"}, "unknown protocol pixels; known: attention, boxes"),
+        ({"protocols": "pixels"}, "unknown protocol pixels; known: boxes, attention"),
         ({"test-classes": "3,9"}, "class"),
         ({"train-classes": None}, "--train-classes and --test-classes"),
         ({"data": "nowhere"}, "nowhere"),
@@ -397,8 +441,9 @@ def test_masks_are_scored_where_there_are_any(place: Path) -> None:
     assert run() == 0
     attention = results()["summary"]["saliency"]["attention"]
     assert attention["num_masks"] == 8
+    figures = attention["figures"]
     # The mask lies within the box.
-    assert 0 < attention["mask_score"] < attention["score"]
+    assert 0 < figures["mask_score"]["value"] < figures["score"]["value"]
 
 
 def test_masks_and_removal_are_measured_the_same_after_an_interruption(
@@ -431,9 +476,9 @@ def test_masks_and_removal_are_measured_the_same_after_an_interruption(
         "faithfulness": ("deletion", "insertion"),
     }.items():
         for figure in figures:
-            low, high = saliency[protocol]["intervals"][figure]
-            assert low <= saliency[protocol][figure] <= high
-            assert len(saliency[protocol]["difference"][figure]) == 3
+            found = saliency[protocol]["figures"][figure]
+            assert found["low"] <= found["value"] <= found["high"]
+            assert found["difference_low"] <= found["difference"] <= found["difference_high"]
     # The crops are prepared once, for both protocols that show them.
     assert sorted(path.name for path in Path("whole/cache").iterdir()) == ["attention", "boxes"]
     table = Path("whole/results.md").read_text()
@@ -462,8 +507,8 @@ def test_removal_alone_gives_a_table_and_a_report(place: Path) -> None:
 
 def test_a_limited_run_takes_a_subset_with_the_tuples_of_all_images(finished: str) -> None:
     run("some", limit="3")
-    whole = {image["key"]: image for image in without_seconds(results()["images"])}
-    some = without_seconds(results("some")["images"])
+    whole = {image["key"]: image for image in without_seconds(records())}
+    some = without_seconds(records("some"))
     assert len(some) == 3
     assert all(whole[image["key"]] == image for image in some)
 
@@ -472,7 +517,7 @@ def test_slow_methods_can_take_fewer_images_than_the_others(finished: str) -> No
     options = {"methods": "layer_activation,occlusion", "protocols": "boxes", "budget": "4"}
     assert run("slow", limit="4", slow_limit="2", **options) == 0
     found = results("slow")
-    images = found["images"]
+    images = records("slow")
     assert sum("occlusion" in i["protocols"]["boxes"]["methods"] for i in images) == 2
     assert sum("layer_activation" in i["protocols"]["boxes"]["methods"] for i in images) == 4
     counted = {n: found["summary"][n]["boxes"]["num_images"] for n in options["methods"].split(",")}
@@ -527,14 +572,12 @@ def test_peak_memory_is_measured_once(place: Path, monkeypatch: pytest.MonkeyPat
     options = {"methods": "layer_activation,saliency", "protocols": "boxes", "limit": "2"}
     assert run("m", memory=True, **options) == 0
     found = results("m")
-    if found["memory"]["forward"] is None:
-        pytest.skip("peak memory is read from /proc")
     boxes = {n: p["boxes"] for n, p in found["summary"].items() if "boxes" in p}
     peaks = {name: numbers["peak_memory_bytes"] for name, numbers in boxes.items()}
     assert peaks["layer_activation"] == found["memory"]["methods"]["layer_activation"]
     assert peaks["saliency"] > found["memory"]["forward"] > 0
     assert peaks["centre_box"] is None
-    monkeypatch.setattr(memory, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("again"))
+    monkeypatch.setattr(memory, "peak_bytes", lambda *_: pytest.fail("again"))
     assert run("m", memory=True, **options) == 0
     assert results("m")["memory"] == found["memory"]
 
@@ -560,13 +603,13 @@ def test_the_budget_changes_a_perturbation_method_and_stands_in_the_results(plac
         assert run(folder, budget=budget, **options) == 0
         assert results(folder)["settings"]["budget"] == int(budget)
         assert f"--budget {budget}" in results(folder)["command"]
-        maps.append(without_seconds(results(folder)["images"]))
+        maps.append(without_seconds(records(folder)))
     assert maps[0] != maps[1]
 
 
 def test_a_torchvision_network_is_compared_offline_on_the_zero_shot_split(place: Path) -> None:
     options: dict[str, str | None] = {"train_classes": None, "test_classes": None}
-    methods = "ours_recommended,guided_backprop"
+    methods = "ours_localize,guided_backprop"
     assert (
         run(
             network="resnet18@random",
@@ -575,7 +618,7 @@ def test_a_torchvision_network_is_compared_offline_on_the_zero_shot_split(place:
             methods=methods,
             limit="1",
             protocols="boxes",
-            figure_method="ours_recommended",
+            figure_method="ours_localize",
             **options,
         )
         == 0
@@ -584,3 +627,69 @@ def test_a_torchvision_network_is_compared_offline_on_the_zero_shot_split(place:
     assert found["settings"]["embedding_dim"] == 6
     assert (found["data"]["train"]["classes"], found["data"]["test"]["classes"]) == ("1-2", "3-4")
     assert not [m for m in found["methods"] if m.get("unavailable")]
+
+
+class Halves(EvaluationProtocol):
+    """Two images of two classes side by side, and which half a map of each one's class marks."""
+
+    name = "halves"
+    title = "which half"
+    shows = "halves"
+    figures = (Figure("half_mass", "half mass", "Share of the maps in their halves", "higher"),)
+
+    def show(self, image: Image.Image) -> Tensor:
+        return to_tensor(image.resize((40, 40)))
+
+    def items(self, source: Source) -> list[Item]:
+        records = {record.key: record for record in source.records}
+        self.records = records
+        assert source.embed is not None
+        shown = torch.stack([self.show(load_rgb(record)) for record in records.values()])
+        self.embeddings = dict(zip(records, source.embed(shown), strict=True))
+        first, *_, last = records
+        return [replace(records[first], key=f"{first}+{last}")]
+
+    def frame(self, item: Any) -> Frame:
+        keys = item.key.split("+")
+        image = torch.cat([self.show(load_rgb(self.records[key])) for key in keys], dim=2)
+        references = [self.embeddings[key][None] for key in keys]
+        questions = (Question(*references), Question(*references[::-1]))
+        return Frame(image, (0, 0, 40, 40), questions=questions)
+
+    def measure(
+        self, heatmaps: Sequence[np.ndarray], frame: Frame, embed: Embed | None = None
+    ) -> Measures:
+        left, right = (heatmap / max(heatmap.sum(), 1e-9) for heatmap in heatmaps)
+        mass = (left[:, :40].sum() + right[:, 40:].sum()) / 2
+        return {"empty": False, "half_mass": float(mass)}
+
+    def floors(self, frame: Frame, embed: Embed | None = None) -> dict[str, Measures]:
+        return {"uniform_heatmap": self.measure([np.ones(frame.size)] * 2, frame)}
+
+
+def test_a_new_protocol_of_several_questions_runs_with_all_its_files(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "halves", Halves())
+    asked = []
+    original = evaluation.Bench.heatmap
+
+    def heatmap(self: Any, name: str, query: Any) -> np.ndarray:
+        asked.append((name, query.references))
+        return original(self, name, query)
+
+    monkeypatch.setattr(evaluation.Bench, "heatmap", heatmap)
+    methods = "layer_grad_cam,layer_activation"
+    assert run(methods=methods, protocols="boxes,halves", limit="2", figures=True) == 0
+    found = results()
+    assert found["counts"]["measured"] == {"boxes": 2, "halves": 1}
+    assert value(found, "uniform_heatmap", "halves", "half_mass") == pytest.approx(0.5)
+    # A map of activations answers both questions alike, with all of its mass in both halves.
+    assert value(found, "layer_activation", "halves", "half_mass") == pytest.approx(0.5)
+    questions = [r for name, r in asked if name == "layer_grad_cam" and r[0].shape[1] == 1]
+    assert len(questions) == 2
+    assert torch.equal(questions[0][0], questions[1][1])
+    assert "half mass" in Path("run/results.md").read_text()
+    assert "half_mass" in Path("run/results.csv").read_text()
+    assert "half mass" in Path("run/report.html").read_text()
+    assert run("alone", methods=methods, protocols="halves", figures=True) == 0

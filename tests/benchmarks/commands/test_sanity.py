@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.commands import sanity
 from benchmarks.core.command_line import INTERRUPTED
+from benchmarks.runs import sanity
 
 NETWORK = """
 import torch
@@ -161,7 +161,7 @@ def test_the_absolute_map_is_compared_at_the_size_of_the_crop(place: Path) -> No
         plan, device = Plan(), torch.device("cpu")
         explainers = {"m": (None, lambda query: torch.tensor([[[[-2.0, 1.0]]]]))}  # noqa: RUF012
 
-        def query(self, key: str, image: torch.Tensor) -> None:
+        def query(self, key: str, image: torch.Tensor, question: Any) -> None:
             return None
 
     found = sanity._magnitude(Bench(), "m", "a.png", torch.zeros(3, 1, 4))  # type: ignore[arg-type]

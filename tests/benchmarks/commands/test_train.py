@@ -8,7 +8,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from benchmarks.__main__ import main
-from benchmarks.commands import train as training
 from benchmarks.core.command_line import INTERRUPTED
 from benchmarks.datasets.cub import load_cub
 from benchmarks.networks.build import (
@@ -18,6 +17,7 @@ from benchmarks.networks.build import (
     lite0_network,
     load_checkpoint,
 )
+from benchmarks.training import train as training
 from benchmarks.training.retrieval import embed, recall_at_1
 from captum_embed.errors import InputError
 

@@ -115,7 +115,7 @@ def test_paired_difference_of_a_statistic_applies_it_to_each_method():
         ({"values": [0.5, np.nan]}, "NaN"),
         ({"values": [0.5], "num_resamples": 0}, "num_resamples=0"),
         ({"values": [0.5], "confidence": 1.0}, "confidence"),
-        ({"values": [0.5, 0.6], "statistic": np.mean}, "keeps the first axis"),
+        ({"values": [0.5, 0.6], "statistic": np.mean}, "a row for each of 1 resamples"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.datasets.records import ImageRecord
-from benchmarks.metrics.attention import attention_score
-from benchmarks.metrics.pixel_counts import pack_counts, unpack_counts
-from benchmarks.metrics.pxap import pixel_histograms, pxap
-from benchmarks.metrics.relevance import relevance_mass_accuracy
+from benchmarks.metrics.attention import attention_score, attention_score_mask
+from benchmarks.metrics.pxap import pack_counts, pixel_histograms, pxap, unpack_counts
 from benchmarks.protocols.boxes import ten_thousandths
 from benchmarks.protocols.protocol import Frame
 from benchmarks.protocols.registry import DEFAULT_PROTOCOLS, PROTOCOLS
@@ -47,7 +45,7 @@ def test_attention_shows_the_crop_with_its_box_and_mask(record: ImageRecord) -> 
     scale_x, scale_y = 341 / 400, 256 / 300
     expected = [100 * scale_x - 58, 60 * scale_y - 16, 260 * scale_x - 58, 180 * scale_y - 16]
     np.testing.assert_allclose(frame.box, expected, atol=1e-6)
-    measures = protocol.measure(brightness(frame), frame)
+    measures = protocol.measure([brightness(frame)], frame)
     assert measures["empty"] is False
     assert measures["score"] > 0.98
     assert measures["mask_score"] > 0.97
@@ -59,7 +57,7 @@ def test_boxes_shows_the_image_at_its_size(record: ImageRecord) -> None:
     assert frame is not None
     assert frame.size == (HEIGHT, WIDTH)
     assert frame.box == (100, 60, 260, 180)
-    measures = protocol.measure(brightness(frame), frame)
+    measures = protocol.measure([brightness(frame)], frame)
     assert measures["iou"] == measures["best_iou"] == [10_000] * 99
     assert measures["predicted"] == [100, 60, 260, 180]
 
@@ -71,7 +69,7 @@ def test_the_box_kept_is_that_of_the_paper_s_threshold(record: ImageRecord) -> N
     heatmap[10:20, 30:50] = 1
     heatmap[10:20, 50:60] = 0.2
     heatmap[10:20, 60:70] = 0.19
-    assert PROTOCOLS["boxes"].measure(heatmap, frame)["predicted"] == [30, 10, 60, 20]
+    assert PROTOCOLS["boxes"].measure([heatmap], frame)["predicted"] == [30, 10, 60, 20]
 
 
 @pytest.mark.parametrize("name", DEFAULT_PROTOCOLS)
@@ -79,7 +77,7 @@ def test_an_empty_heatmap_is_a_miss_and_says_so(name: str, record: ImageRecord) 
     protocol = PROTOCOLS[name]
     frame = protocol.frame(record)
     assert frame is not None
-    measures = protocol.measure(np.zeros(frame.size, np.float32), frame)
+    measures = protocol.measure([np.zeros(frame.size, np.float32)], frame)
     assert measures["empty"] is True
     assert measures.get("score", 0) == 0
     assert measures.get("mask_score", 0) == 0
@@ -138,7 +136,7 @@ def test_the_maximum_points_at_the_box_and_the_mask(record: ImageRecord) -> None
     for (row, column), hit in {(100, 150): 1.0, (10, 10): 0.0}.items():
         pointed = heatmap.copy()
         pointed[row, column] = 1
-        measures = PROTOCOLS["boxes"].measure(pointed, frame)
+        measures = PROTOCOLS["boxes"].measure([pointed], frame)
         assert (measures["pointing"], measures["mask_pointing"]) == (hit, hit)
 
 
@@ -147,19 +145,19 @@ def test_full_size_maps_are_kept_as_histograms_on_and_off_the_mask(record: Image
     assert frame is not None
     assert frame.mask is not None
     heatmap = np.random.default_rng(0).random(frame.size) + frame.mask
-    counts = unpack_counts(PROTOCOLS["boxes"].measure(heatmap, frame)["pixel_counts"])
+    counts = unpack_counts(PROTOCOLS["boxes"].measure([heatmap], frame)["pixel_counts"])
     assert (counts == pixel_histograms(heatmap, frame.mask)).all()
     assert counts.sum(axis=1).tolist() == [160 * 120, WIDTH * HEIGHT - 160 * 120]
     assert pxap(counts) > 0.95
 
 
-def test_the_mask_score_is_the_relevance_mass_accuracy(record: ImageRecord) -> None:
+def test_scores_are_the_shares_in_the_box_and_on_the_mask(record: ImageRecord) -> None:
     frame = PROTOCOLS["attention"].frame(record)
     assert frame is not None
     assert frame.mask is not None
     heatmap = np.random.default_rng(0).random(frame.size)
-    measures = PROTOCOLS["attention"].measure(heatmap, frame)
-    assert measures["mask_score"] == relevance_mass_accuracy(heatmap, frame.mask)
+    measures = PROTOCOLS["attention"].measure([heatmap], frame)
+    assert measures["mask_score"] == attention_score_mask(heatmap, frame.mask)
     assert measures["score"] == attention_score(heatmap, frame.box)
 
 
@@ -168,7 +166,7 @@ def test_without_a_mask_nothing_of_it_is_measured(record: ImageRecord) -> None:
     for name in DEFAULT_PROTOCOLS:
         frame = PROTOCOLS[name].frame(unmasked)
         assert frame is not None
-        measures = PROTOCOLS[name].measure(brightness(frame), frame)
+        measures = PROTOCOLS[name].measure([brightness(frame)], frame)
         assert measures["pointing"] == 1
         assert not {"mask_score", "mask_pointing", "pixel_counts"} & measures.keys()
 

@@ -39,7 +39,7 @@ def test_curves_by_hand_on_two_by_two_pixels(monkeypatch: pytest.MonkeyPatch) ->
     half = 0.5**0.5
     assert insertion == pytest.approx([0, 0, half, half, 1, 1, 1, 1, 1, 1, 1])
     measures = PROTOCOLS["faithfulness"].measure(
-        heatmap, Frame(image, (0, 0, 2, 2)), first_two_pixels
+        [heatmap], Frame(image, (0, 0, 2, 2)), first_two_pixels
     )
     assert measures["deletion"] == pytest.approx(0.15)
     assert measures["insertion"] == pytest.approx((2 * half + 6.5) / 10)
@@ -75,7 +75,7 @@ def test_a_map_of_what_the_network_sees_beats_its_opposite_and_chance() -> None:
     def see(images: torch.Tensor) -> torch.Tensor:
         return images[:, :, 10:30, 20:40].flatten(1)
 
-    good, bad = (protocol.measure(heatmap, frame, see) for heatmap in (seen, 1 - seen))
+    good, bad = (protocol.measure([heatmap], frame, see) for heatmap in (seen, 1 - seen))
     chance = protocol.floors(frame, see)["uniform_heatmap"]
     assert good["deletion"] < chance["deletion"] < bad["deletion"]
     assert good["insertion"] > chance["insertion"] > bad["insertion"]
@@ -94,4 +94,6 @@ def test_it_is_optional_and_shows_the_attention_crops(tmp_path: Path) -> None:
 
 def test_it_says_that_it_needs_the_network() -> None:
     with pytest.raises(InputError, match="give embed"):
-        PROTOCOLS["faithfulness"].measure(np.ones((2, 2)), Frame(torch.ones(3, 2, 2), (0, 0, 1, 1)))
+        PROTOCOLS["faithfulness"].measure(
+            [np.ones((2, 2))], Frame(torch.ones(3, 2, 2), (0, 0, 1, 1))
+        )

@@ -152,9 +152,9 @@ def test_images_with_the_worst_are_in_the_page(page: Page, shared_results: dict[
     pictures = page.named("image")
     assert pictures
     assert all((a["href"] or "").startswith("data:image/png;base64,") for a in pictures)
-    assert "Where Ours, recommended does worst" in page.text
+    assert "Where Ours, LOCALIZE does worst" in page.text
     ious = {
-        image["key"]: image["protocols"]["boxes"]["methods"]["ours_recommended"]["iou"][19]
+        image["key"]: image["protocols"]["boxes"]["methods"]["ours_localize"]["iou"][19]
         for image in shared_results["images"]
     }
     worst = min(ious, key=lambda key: ious[key])
@@ -189,11 +189,12 @@ def test_a_run_of_one_protocol_has_no_curves(results: dict[str, Any]) -> None:
 
 def test_a_run_without_our_methods_or_costs_is_shown_too(results: dict[str, Any]) -> None:
     results["main_method"], results["memory"] = None, None
-    for name in ("ours_recommended", "ours_transfer"):
+    for name in ("ours_localize", "ours_transfer"):
         del results["summary"][name]
     for protocols in results["summary"].values():
         for numbers in protocols.values():
-            numbers.pop("difference", None)
+            for figure in numbers["figures"].values():
+                figure.pop("difference", None)
             numbers |= {"median_seconds": None, "times_forward": None, "peak_memory_bytes": None}
     results["methods"] = [m for m in results["methods"] if m["family"] != "ours"]
     page = Page(render(results))
@@ -209,7 +210,9 @@ def test_differences_that_leave_out_zero_are_marked(
     results: dict[str, Any], ends: tuple[float, float], mark: str | None
 ) -> None:
     for numbers in results["summary"]["saliency"].values():
-        numbers["difference"] = {"accuracy_at_0.2": [sum(ends) / 2, *ends]}
+        parts = ("difference", "difference_low", "difference_high")
+        for found in numbers["figures"].values():
+            found |= dict(zip(parts, (sum(ends) / 2, *ends), strict=True))
     table = str(table_section(results, styles(results)))
     row = table.split('data-method="saliency"')[1].split("</tr>")[0]
     assert [kind for kind in ("below", "above") if f'class="{kind}"' in row] == [mark] * bool(mark)
@@ -220,6 +223,6 @@ def test_the_highlighted_methods_have_colours_of_their_own(results: dict[str, An
     highlighted = [n for n, look in looks.items() if look.highlighted and look.colour is not None]
     colours = [looks[name].colour for name in highlighted]
     assert len(colours) == len(set(colours)) == 7
-    assert looks["ours_recommended"].colour == 0
+    assert looks["ours_localize"].colour == 0
     families = {m["name"]: m["family"] for m in results["methods"]}
     assert {families[n] for n in highlighted} == set(families.values()) - {"floor"}

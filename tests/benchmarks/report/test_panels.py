@@ -17,32 +17,38 @@ from benchmarks.report.panels import (
     write_map,
     write_photo,
 )
+from benchmarks.results.images import ImageTable
 from captum_embed.errors import InputError
+
+
+def table(results: dict[str, Any]) -> ImageTable:
+    return ImageTable.from_records(results["images"])
 
 
 def test_the_worst_images_have_the_lowest_iou_of_the_main_method(results: dict[str, Any]) -> None:
     ious = {
-        image["key"]: image["protocols"]["boxes"]["methods"]["ours_recommended"]["iou"][19]
+        image["key"]: image["protocols"]["boxes"]["methods"]["ours_localize"]["iou"][19]
         for image in results["images"]
     }
-    worst = worst_images(results, "boxes", 4)
+    worst = worst_images(table(results), "boxes", "ours_localize", 4)
     assert [ious[key] for key in worst] == sorted(ious.values())[:4]
-    assert image_scores(results, "boxes", "ours_recommended")[worst[0]] == ious[worst[0]] / 10_000
+    assert (
+        image_scores(table(results), "boxes", "ours_localize")[worst[0]] == ious[worst[0]] / 10_000
+    )
 
 
 def test_images_that_were_left_out_are_not_among_the_worst(results: dict[str, Any]) -> None:
-    assert len(worst_images(results, "attention", 100)) == 11
-    results["main_method"] = None
-    assert worst_images(results, "boxes", 4) == []
+    assert len(worst_images(table(results), "attention", "ours_localize", 100)) == 11
+    assert worst_images(table(results), "boxes", None, 4) == []
 
 
 def test_the_main_method_is_compared_with_the_best_fast_one_of_each_family(
     results: dict[str, Any],
 ) -> None:
     chosen = compared_methods(results, "boxes")
-    assert chosen[0] == "ours_recommended"
+    assert chosen[0] == "ours_localize"
     assert set(chosen) == {
-        "ours_recommended", "ours_transfer", "control_uniform", "layer_grad_cam", "saliency",
+        "ours_localize", "ours_transfer", "control_uniform", "layer_grad_cam", "saliency",
         "eigen_cam",
     }  # fmt: skip
 
@@ -73,7 +79,9 @@ def test_what_was_written_is_read_back(finished_run: Path, results: dict[str, An
     panels = read_panels(finished_run)
     assert panels is not None
     assert panels.protocol == "boxes"
-    assert [image.key for image in panels.worst] == worst_images(results, "boxes", 2)
+    assert [image.key for image in panels.worst] == worst_images(
+        table(results), "boxes", "ours_localize", 2
+    )
     assert panels.chosen[0].box == (20.0, 15.0, 90.0, 75.0)
 
 

@@ -186,12 +186,12 @@ def test_headings_are_reached_and_pressed_with_the_keyboard(page: webdriver.Chro
 
 
 def test_a_click_in_the_legend_switches_a_line_off_and_on(page: webdriver.Chrome) -> None:
-    button = legend(page, "ours_recommended")
-    assert line(page, "ours_recommended").is_displayed()
+    button = legend(page, "ours_localize")
+    assert line(page, "ours_localize").is_displayed()
     for shown in (False, True):
         button.click()
         ActionChains(page).move_to_element(element(page, "h1")).perform()
-        assert line(page, "ours_recommended").is_displayed() is shown
+        assert line(page, "ours_localize").is_displayed() is shown
         assert button.get_attribute("aria-pressed") == str(shown).lower()
 
 

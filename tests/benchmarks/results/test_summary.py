@@ -1,10 +1,26 @@
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.metrics.pixel_counts import pack_counts
-from benchmarks.results.summary import counts, overlaps, summarize
+from benchmarks.metrics.bootstrap import bootstrap_interval, paired_difference
+from benchmarks.metrics.localization import THRESHOLDS
+from benchmarks.metrics.pxap import pack_counts
+from benchmarks.results.images import ImageTable, Record
+from benchmarks.results.summary import Summary, main_method
+from benchmarks.results.summary import summarize as summarize_table
+
+RESAMPLES = 300
+AT = int(np.argmin(np.abs(THRESHOLDS - 0.2)))
+BAND = (THRESHOLDS > 0.149) & (THRESHOLDS < 0.251)
+
+
+def summarize(records: list[Record], names: list[str], main: str | None = None) -> Summary:
+    return summarize_table(ImageTable.from_records(records), names, main, num_resamples=RESAMPLES)
+
+
+KEYS = count()
 
 
 def image(ious: list[int], score: float, **more: Any) -> dict[str, Any]:
@@ -16,7 +32,7 @@ def image(ious: list[int], score: float, **more: Any) -> dict[str, Any]:
     floor = {"iou": [6000], "best_iou": [6000], "empty": False}
     attention = {"score": score, "empty": score == 0, "seconds": 0.5}
     return {
-        "key": str(ious),
+        "key": f"{next(KEYS):05}",
         "protocols": {
             "boxes": {"methods": {"a": boxes}, "floors": {"centre_box": floor}},
             "attention": {"methods": {"a": attention}, "floors": {}},
@@ -27,30 +43,35 @@ def image(ious: list[int], score: float, **more: Any) -> dict[str, Any]:
 RECORDS = [image([50, 80], 0.5), image([49, 70], 0.25), image([90, 10], 0.0)]
 
 
+def values(numbers: dict[str, Any]) -> dict[str, float]:
+    return {key: found["value"] for key, found in numbers["figures"].items()}
+
+
 def test_figures_are_means_over_images() -> None:
-    boxes = summarize(RECORDS, ["a"])["a"]["boxes"]
+    numbers = summarize(RECORDS, ["a"])["a"]["boxes"]
+    boxes = values(numbers)
     assert boxes["accuracy_at_0.2"] == pytest.approx(2 / 3)
     assert boxes["mean_accuracy_0.15_to_0.25"] == pytest.approx(2 / 3)
     assert boxes["max_box_acc"] == pytest.approx(2 / 3)
-    assert boxes["max_box_acc_threshold"] == 0.01
+    assert numbers["figures"]["max_box_acc"]["threshold"] == 0.01
     # All components (60, 59 and 100 percent, or 90, 80 and 20), deltas 0.3, 0.5 and 0.7: at
     # their best thresholds 3, 3 and 2 of three images.
     assert boxes["max_box_acc_v2"] == pytest.approx((3 + 3 + 2) / 9)
-    assert boxes["accuracy_curve"] == [0.66667] * 99
-    assert boxes["median_seconds"] == 0.25
+    assert numbers["curves"]["accuracy"]["x"] == THRESHOLDS.tolist()
+    assert numbers["curves"]["accuracy"]["y"] == [0.66667] * 99
+    assert numbers["median_seconds"] == 0.25
 
 
 def test_an_empty_map_scores_nothing_and_is_counted() -> None:
     attention = summarize(RECORDS, ["a"])["a"]["attention"]
-    assert attention["score"] == pytest.approx(0.25)
+    assert values(attention) == {"score": 0.25}
     assert attention["num_empty"] == 1
     assert attention["num_images"] == 3
-    assert attention["mask_score"] is None
 
 
 def test_a_floor_has_one_value_for_all_thresholds() -> None:
     floor = summarize(RECORDS, ["centre_box"])["centre_box"]
-    assert floor["boxes"]["accuracy_curve"] == [1.0] * 99
+    assert floor["boxes"]["curves"]["accuracy"]["y"] == [1.0] * 99
     assert floor["boxes"]["median_seconds"] is None
     assert "attention" not in floor
 
@@ -60,7 +81,7 @@ def test_images_that_a_protocol_could_not_show_are_not_in_its_mean() -> None:
     unreadable = {"key": "y", "unreadable": "truncated"}
     records = [*RECORDS, left_out, unreadable]
     assert summarize(records, ["a"]) == summarize(RECORDS, ["a"])
-    assert counts(records, ["attention", "boxes"], unreadable=2) == {
+    assert ImageTable.from_records(records).counts(["attention", "boxes"], unreadable=2) == {
         "images": 5,
         "unreadable": 3,
         "measured": {"attention": 3, "boxes": 3},
@@ -77,25 +98,19 @@ def test_no_image_at_all_gives_no_numbers() -> None:
     assert summarize([], ["a"]) == {"a": {}}
 
 
-def test_overlaps_are_in_units_of_one() -> None:
-    found = overlaps([{"iou": [5000]}, {"iou": list(range(99))}])
-    assert found.shape == (2, 99)
-    assert (found[0] == 0.5).all()
-    np.testing.assert_allclose(found[1], np.arange(99) / 10_000)
-
-
 def test_pxap_is_that_of_all_pixels_together() -> None:
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 9, (3, 2, 1001))
     records = [image([50, 80], 0.5, pointing=1.0, pixel_counts=pack_counts(c)) for c in counts]
     # One without a mask is in the other figures only.
     found = summarize([*records, image([50, 80], 0.5, pointing=0.0)], ["a"])["a"]["boxes"]
-    values = np.repeat(np.tile(np.arange(1001), 6), counts.ravel())
+    pixels = np.repeat(np.tile(np.arange(1001), 6), counts.ravel())
     on_object = np.repeat(np.tile([True, False], 3).repeat(1001), counts.ravel())
-    assert found["pxap"] == pytest.approx(average_precision(values, on_object))
+    precision = average_precision(pixels, on_object)
+    assert found["figures"]["pxap"]["value"] == pytest.approx(precision)
     assert found["num_masks"] == 3
-    assert found["pointing"] == 0.75
-    assert found["mask_pointing"] is None
+    assert found["figures"]["pointing"]["value"] == 0.75
+    assert "mask_pointing" not in found["figures"]
 
 
 def average_precision(values: np.ndarray, on_object: np.ndarray) -> float:
@@ -130,6 +145,121 @@ def test_removal_curves_are_means_over_images() -> None:
         for area in (0.25, 0.75)
     ]
     found = summarize(records, ["a"])["a"]["faithfulness"]
-    assert (found["deletion"], found["insertion"]) == (0.5, 0.5)
-    assert found["deletion_curve"] == [1.0, 0.5]
+    assert values(found) == {"deletion": 0.5, "insertion": 0.5}
+    assert found["curves"]["deletion"]["y"] == [1.0, 0.5]
     assert found["num_images"] == 2
+
+
+def drawn(count: int, *names: str) -> list[Record]:
+    """Records of several methods with numbers drawn at random."""
+    rng = np.random.default_rng(5)
+    records = []
+    for index in range(count):
+        boxes, attention = {}, {}
+        for quality, name in enumerate(names):
+            ious = rng.integers(1000 * quality, 10_000, 99).tolist()
+            boxes[name] = {"iou": ious, "best_iou": ious, "empty": False}
+            attention[name] = {"score": float(rng.uniform()), "empty": False}
+        protocols = {"boxes": boxes, "attention": attention}
+        shown = {name: {"methods": of, "floors": {}} for name, of in protocols.items()}
+        records.append({"key": f"{index:03}", "protocols": shown})
+    return records
+
+
+def measured(records: list[Record], protocol: str, name: str, measure: str) -> np.ndarray:
+    methods = [record["protocols"][protocol]["methods"] for record in records]
+    return np.array([of[name][measure] for of in methods if measure in of.get(name, {})])
+
+
+@pytest.mark.parametrize(
+    ("figure", "statistic"),
+    [
+        ("accuracy_at_0.2", lambda means: means[:, AT]),
+        ("mean_accuracy_0.15_to_0.25", lambda means: means[:, BAND].mean(axis=1)),
+        ("max_box_acc", lambda means: means.max(axis=1)),
+    ],
+)
+def test_intervals_and_differences_are_the_bootstrap_s(figure: str, statistic: Any) -> None:
+    records = drawn(12, "ours", "other")
+    found = summarize(records, ["ours", "other"], "ours")["other"]["boxes"]["figures"][figure]
+    theirs, ours = (measured(records, "boxes", n, "iou") >= 5000 for n in ("other", "ours"))
+    interval = bootstrap_interval(theirs, statistic, num_resamples=RESAMPLES)
+    assert [found[k] for k in ("value", "low", "high")] == pytest.approx(interval.as_floats())
+    difference = paired_difference(theirs, ours, statistic, num_resamples=RESAMPLES)
+    parts = ("difference", "difference_low", "difference_high")
+    assert [found[part] for part in parts] == pytest.approx(difference.as_floats())
+
+
+def test_the_curve_s_band_is_the_bootstrap_of_every_threshold() -> None:
+    records = drawn(12, "a")
+    curve = summarize(records, ["a"])["a"]["boxes"]["curves"]["accuracy"]
+    right = measured(records, "boxes", "a", "iou") >= 5000
+    band = bootstrap_interval(right, num_resamples=RESAMPLES)
+    np.testing.assert_allclose(curve["low"], band.low, atol=1e-5)
+    np.testing.assert_allclose(curve["high"], band.high, atol=1e-5)
+    assert np.max(np.subtract(curve["high"], curve["low"])) > 0.3
+
+
+def test_a_difference_is_over_the_images_that_both_methods_have() -> None:
+    records = drawn(12, "ours", "other")
+    for record in records[:4]:
+        del record["protocols"]["boxes"]["methods"]["ours"]
+    found = summarize(records, ["ours", "other"], "ours")["other"]["boxes"]
+    assert found["num_images"] == 12
+    theirs, ours = (measured(records[4:], "boxes", n, "iou") for n in ("other", "ours"))
+    expected = (theirs >= 5000)[:, AT].mean() - (ours >= 5000)[:, AT].mean()
+    assert found["figures"]["accuracy_at_0.2"]["difference"] == pytest.approx(expected)
+
+
+def test_masks_of_some_images_are_paired_with_the_same_masks() -> None:
+    records = drawn(12, "ours", "other")
+    rng = np.random.default_rng(3)
+    for record in records[:5]:
+        for measures in record["protocols"]["attention"]["methods"].values():
+            measures["mask_score"] = float(rng.uniform())
+    found = summarize(records, ["ours", "other"], "ours")["other"]["attention"]
+    theirs, ours = (measured(records, "attention", n, "mask_score") for n in ("other", "ours"))
+    interval = bootstrap_interval(theirs, num_resamples=RESAMPLES)
+    difference = paired_difference(theirs, ours, num_resamples=RESAMPLES)
+    assert list(found["figures"]["mask_score"].values()) == pytest.approx(
+        [*interval.as_floats(), *difference.as_floats()]
+    )
+    assert found["num_masks"] == 5
+
+
+def test_the_main_method_has_no_difference_to_itself() -> None:
+    records = drawn(4, "ours", "other")
+    found = summarize(records, ["ours", "other"], "ours")
+    assert "difference" not in found["ours"]["boxes"]["figures"]["max_box_acc"]
+    without = summarize(records, ["ours", "other"])
+    assert "difference" not in without["other"]["boxes"]["figures"]["max_box_acc"]
+
+
+def test_the_order_of_the_records_does_not_matter() -> None:
+    records = drawn(8, "ours", "other")
+    names = ["ours", "other"]
+    assert summarize(records[::-1], names, "ours") == summarize(records, names, "ours")
+
+
+@pytest.mark.parametrize(
+    ("names", "main"),
+    [
+        (["ours_gradient", "ours_transfer", "ours_localize"], "ours_localize"),
+        (["ours_gradient", "ours_transfer_absolute", "ours_transfer"], "ours_transfer_absolute"),
+        (["ours_gradient_50"], "ours_gradient_50"),
+        (["saliency"], None),
+    ],
+)
+def test_the_main_method_is_the_recommended_transfer_or_the_next_best_of_ours(
+    names: list[str], main: str | None
+) -> None:
+    methods = [{"name": n, "family": "ours" if n.startswith("ours") else "rival"} for n in names]
+    assert main_method(methods) == main
+
+
+def test_a_method_that_cannot_serve_the_network_is_not_the_main_one() -> None:
+    methods = [
+        {"name": "ours_localize", "family": "ours", "unavailable": "no bank"},
+        {"name": "ours_gradient_1", "family": "ours", "unavailable": None},
+    ]
+    assert main_method(methods) == "ours_gradient_1"

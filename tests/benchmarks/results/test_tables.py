@@ -1,3 +1,6 @@
+from typing import Any
+
+from benchmarks.results.summary import declared
 from benchmarks.results.tables import (
     as_markdown,
     as_text,
@@ -7,32 +10,40 @@ from benchmarks.results.tables import (
     table_rows,
 )
 
-BOXES = {
-    "accuracy_at_0.2": 0.797,
-    "mean_accuracy_0.15_to_0.25": 0.75,
-    "max_box_acc": 0.8125,
-    "max_box_acc_threshold": 0.18,
-    "max_box_acc_v2": 0.5,
-    "accuracy_curve": [0.1, 0.8125],
-    "num_empty": 2,
-    "median_seconds": 0.0125,
+
+def numbers(**figures: float) -> dict[str, Any]:
+    found = {key: {"value": v, "low": v - 0.05, "high": v + 0.05} for key, v in figures.items()}
+    return {"figures": found, "num_empty": 2, "num_images": 9, "median_seconds": 0.0125}
+
+
+BOXES = numbers(**{"accuracy_at_0.2": 0.797, "max_box_acc": 0.8125})
+BOXES["figures"]["max_box_acc"]["threshold"] = 0.18
+FLOOR = {**numbers(**{"accuracy_at_0.2": 0.6}), "median_seconds": None}
+RESULTS: dict[str, Any] = {
+    "figures": declared(["attention", "boxes"]),
+    "methods": [{"name": "a", "title": "Method A"}, {"name": "floor", "title": "Centre box"}],
+    "summary": {
+        "a": {"boxes": BOXES, "attention": numbers(score=0.9)},
+        "floor": {"boxes": FLOOR},
+    },
 }
-FLOOR = {**BOXES, "max_box_acc": 0.5, "accuracy_curve": [0.5, 0.5], "median_seconds": None}
-SUMMARY = {"a": {"boxes": BOXES, "attention": {"score": 0.9}}, "floor": {"boxes": FLOOR}}
-TITLES = {"a": "Method A", "floor": "Centre box"}
 
 
 def cell(heading: str, row: int) -> str:
-    rows = table_rows(SUMMARY, TITLES)
+    rows = table_rows(RESULTS)
     return next(v for h, v in zip(rows[0], rows[row], strict=True) if h.startswith(heading))
 
 
 def test_shares_are_in_percent_and_times_in_milliseconds() -> None:
-    assert cell("IoU", 1) == "79.7"
-    assert cell("MaxBoxAcc (", 1) == "81.2 (0.18)"
-    assert cell("empty", 1) == "2"
+    assert cell("IoU", 1) == "79.7 [74.7, 84.7]"
+    assert cell("MaxBoxAcc (", 1) == "81.2 [76.2, 86.2] (0.18)"
+    assert cell("empty", 1) == "2 (of 9)"
     assert cell("ms", 1) == "12"
-    assert cell("attention, box", 1) == "90.0"
+    assert cell("attention, box", 1) == "90.0 [85.0, 95.0]"
+
+
+def test_a_terminal_has_half_the_width_of_the_interval() -> None:
+    assert "79.7 ±5.0" in table_rows(RESULTS, compact=True)[1]
 
 
 def test_what_a_method_has_no_number_for_is_a_dash() -> None:
@@ -40,19 +51,14 @@ def test_what_a_method_has_no_number_for_is_a_dash() -> None:
     assert cell("ms", 2) == "-"
 
 
-def test_a_floor_that_is_the_same_at_every_threshold_has_no_best_one() -> None:
-    assert cell("MaxBoxAcc (", 2) == "50.0"
-
-
 def test_a_column_that_nobody_fills_is_left_out() -> None:
-    headings = table_rows(SUMMARY, TITLES)[0]
-    assert "attention, mask" not in headings
-    masked = {"a": {"attention": {"score": 0.9, "mask_score": 0.8}}}
-    assert "attention, mask" in table_rows(masked, TITLES)[0]
+    assert "attention, mask" not in table_rows(RESULTS)[0]
+    summary = {"a": {"attention": numbers(score=0.9, mask_score=0.8)}}
+    assert "attention, mask" in table_rows({**RESULTS, "summary": summary})[0]
 
 
 def test_text_is_aligned() -> None:
-    lines = as_text(table_rows(SUMMARY, TITLES)).splitlines()
+    lines = as_text(table_rows(RESULTS)).splitlines()
     assert len(lines) == 4
     assert set(lines[1]) == {"-"}
     ends = [line.rindex("12") + 2 for line in lines if line.startswith("Method")]
@@ -60,7 +66,7 @@ def test_text_is_aligned() -> None:
 
 
 def test_markdown_has_a_rule_and_as_many_cells_in_each_row() -> None:
-    lines = as_markdown(table_rows(SUMMARY, TITLES)).splitlines()
+    lines = as_markdown(table_rows(RESULTS)).splitlines()
     assert lines[1].startswith("|---|---:|")
     assert len({line.count("|") for line in lines}) == 1
 
@@ -80,16 +86,16 @@ def test_all_images_are_accounted_for() -> None:
 
 
 def test_titles_say_that_some_methods_saw_fewer_images() -> None:
-    def numbers(*counts: int) -> dict[str, dict[str, int]]:
+    def counted(*counts: int) -> dict[str, dict[str, int]]:
         return {p: {"num_images": n} for p, n in zip(("boxes", "attention"), counts, strict=False)}
 
     results = {
         "data": {"name": "Birds", "test": {"classes": "3-4"}},
         "counts": {"images": 10},
-        "summary": {"a": numbers(10, 9), "b": numbers(10)},
+        "summary": {"a": counted(10, 9), "b": counted(10)},
     }
     # One image has no crop; nothing was left out on purpose.
     assert images_of(results) == "Birds, 10 images of classes 3-4"
-    results["summary"] |= {"c": numbers(2, 2), "d": numbers(4, 4)}
+    results["summary"] |= {"c": counted(2, 2), "d": counted(4, 4)}
     assert fewer_images(results) == (2, "2 to 4")
     assert images_of(results) == "Birds, 10 images of classes 3-4; 2 methods on 2 to 4 of them"

@@ -1,6 +1,9 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,39 +16,92 @@ from captum_embed.errors import InputError
 IDENTITY = {"seed": 0, "methods": ["a"]}
 
 
+def records_of(path: Path) -> list[dict[str, Any]]:
+    with RunFolder(path, IDENTITY) as run:
+        return list(run.records())
+
+
 def test_records_are_found_again_by_the_next_run(tmp_path: Path) -> None:
-    first = RunFolder(tmp_path / "run", IDENTITY)
-    first.add({"key": "one", "value": 1})
-    first.add({"key": "two", "value": 2})
-    assert RunFolder(tmp_path / "run", IDENTITY).records == first.records
-    assert list(first.records) == ["one", "two"]
+    records = [{"key": "one", "value": 1}, {"key": "two", "value": 2}]
+    with RunFolder(tmp_path / "run", IDENTITY) as first:
+        for record in records:
+            first.add(record)
+    assert records_of(tmp_path / "run") == records
+    with RunFolder(tmp_path / "run", IDENTITY) as second:
+        assert second.done == {"one", "two"}
 
 
-def test_a_line_cut_off_by_a_crash_is_dropped_and_the_rest_kept(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, IDENTITY)
-    run.add({"key": "one"})
+@pytest.mark.parametrize("length", [1, 200_000])
+def test_a_line_cut_off_by_a_crash_is_dropped_and_the_rest_kept(
+    tmp_path: Path, length: int
+) -> None:
+    with RunFolder(tmp_path, IDENTITY) as run:
+        run.add({"key": "one"})
     with open(tmp_path / "records.jsonl", "a") as file:
-        file.write('{"key": "tw')
-    resumed = RunFolder(tmp_path, IDENTITY)
-    assert list(resumed.records) == ["one"]
-    resumed.add({"key": "two"})
-    assert list(RunFolder(tmp_path, IDENTITY).records) == ["one", "two"]
+        file.write('{"key": "' + length * "t")
+    with RunFolder(tmp_path, IDENTITY) as resumed:
+        assert resumed.done == {"one"}
+        resumed.add({"key": "two"})
+    assert records_of(tmp_path) == [{"key": "one"}, {"key": "two"}]
+
+
+def test_a_crash_in_the_first_line_leaves_no_record(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, IDENTITY):
+        (tmp_path / "records.jsonl").write_text('{"key"')
+    assert records_of(tmp_path) == []
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    RunFolder(tmp_path, IDENTITY).add({"key": "one"})
+    with RunFolder(tmp_path, IDENTITY) as run:
+        run.add({"key": "one"})
     with open(tmp_path / "records.jsonl", "a") as file:
         file.write("garbage\n")
-    with pytest.raises(InputError, match=r"records\.jsonl, line 2: not a record"):
-        RunFolder(tmp_path, IDENTITY)
+    for _ in range(2):
+        # Refused again, and not for a lock that was left behind.
+        with pytest.raises(InputError, match=r"records\.jsonl, line 2: not a record"):
+            RunFolder(tmp_path, IDENTITY)
 
 
 def test_a_run_with_other_settings_is_refused_with_what_differs(tmp_path: Path) -> None:
-    RunFolder(tmp_path, IDENTITY)
+    with RunFolder(tmp_path, IDENTITY):
+        pass
     with pytest.raises(InputError, match=r"seed: 0 there, 1 here"):
         RunFolder(tmp_path, {**IDENTITY, "seed": 1})
     with pytest.raises(InputError, match=r"extra: None there, 2 here"):
         RunFolder(tmp_path, {**IDENTITY, "extra": 2})
+
+
+def test_a_second_run_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, IDENTITY), pytest.raises(InputError, match="another run is at work"):
+        RunFolder(tmp_path, IDENTITY)
+    with RunFolder(tmp_path, IDENTITY):
+        pass
+
+
+def test_another_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from benchmarks.runs.folder import RunFolder;"
+        f"run = RunFolder(Path(sys.argv[1]), {IDENTITY!r}); print('open', flush=True);"
+        "time.sleep(60)"
+    )
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(InputError, match="another run is at work"):
+            RunFolder(tmp_path, IDENTITY)
+        process.kill()
+    assert records_of(tmp_path) == []
+
+
+def test_unfinished_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "cache/boxes").mkdir(parents=True)
+    for name in (".part-12-results.json", "cache/boxes/.part-12-queries.safetensors"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "cache/boxes/queries.safetensors").write_text("whole")
+    with RunFolder(tmp_path, IDENTITY):
+        assert not list(tmp_path.rglob(".part-*"))
+        assert (tmp_path / "cache/boxes/queries.safetensors").exists()
 
 
 def test_records_of_an_unknown_run_are_refused(tmp_path: Path) -> None:

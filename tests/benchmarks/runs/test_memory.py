@@ -1,108 +1,47 @@
-import os
-from pathlib import Path
-from typing import Any
+import torch
 
-import numpy as np
-import pytest
+from benchmarks.runs.memory import peak_bytes
 
-from benchmarks.runs import memory
-from benchmarks.runs.memory import STATUS, _forked, largest_image
-
-needs_proc = pytest.mark.skipif(not STATUS.exists(), reason="peak memory is read from /proc")
-MEGABYTE = 1_000_000
+CPU = torch.device("cpu")
+MEGABYTE = 1 << 20
 
 
-def nothing() -> None:
-    pass
+def zeros(megabytes: int) -> torch.Tensor:
+    return torch.zeros(megabytes, MEGABYTE, dtype=torch.uint8)
 
 
-def hold(megabytes: int) -> bytearray:
-    return bytearray(os.urandom(1000) * (1000 * megabytes))
+def test_what_is_held_at_once_counts_and_not_what_was_given_back() -> None:
+    def task() -> None:
+        zeros(8)
+        first, second = zeros(3), zeros(2)
+        del first, second
+        zeros(4)
+
+    assert peak_bytes(task, CPU) == 8 * MEGABYTE
 
 
-@needs_proc
-@pytest.mark.parametrize("megabytes", [50, 200])
-def test_the_peak_is_what_a_task_held_at_most(megabytes: int) -> None:
-    # All is freed before the task ends.
-    peak = _forked(lambda: hold(megabytes), nothing)
-    assert peak is not None
-    # The bytes and their copy as a bytearray.
-    assert peak == pytest.approx(2 * megabytes * MEGABYTE, rel=0.1)
+def test_tensors_add_up_while_they_are_held() -> None:
+    def task() -> torch.Tensor:
+        first, second = zeros(3), zeros(4)
+        zeros(2)
+        return torch.cat([first, second])
+
+    # The two, and the third or the copy of both.
+    assert peak_bytes(task, CPU) == 14 * MEGABYTE
 
 
-@needs_proc
-def test_what_is_not_the_task_s_is_not_counted() -> None:
-    kept = hold(100)
+def test_what_was_held_before_does_not_count() -> None:
+    held = zeros(50)
+    assert peak_bytes(lambda: zeros(1), CPU) == MEGABYTE
+    assert held.shape[0] == 50
+
+
+def test_a_backward_pass_holds_more_than_a_forward_pass() -> None:
+    network = torch.nn.Sequential(*(torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(6)))
+    image = torch.zeros(1, 8, 64, 64)
 
     def forward() -> None:
-        hold(5)
+        with torch.no_grad():
+            network(image)
 
-    peak = _forked(nothing, forward)
-    assert peak is not None
-    assert peak < 12 * MEGABYTE
-    assert len(kept) == 100 * MEGABYTE
-
-
-@needs_proc
-def test_pages_of_files_that_the_forward_pass_reads_too_are_not_counted(tmp_path: Path) -> None:
-    path = tmp_path / "library"
-    path.write_bytes(bytes(hold(60)))
-    mapped = np.memmap(path, dtype=np.uint8, mode="r")
-
-    def read() -> None:
-        mapped.sum()
-
-    with_forward, without = _forked(read, read), _forked(read, nothing)
-    assert with_forward is not None
-    assert without is not None
-    assert with_forward < 12 * MEGABYTE < 50 * MEGABYTE < without
-
-
-@needs_proc
-def test_tasks_do_not_change_what_others_take() -> None:
-    before = _forked(lambda: hold(60), nothing)
-    _forked(lambda: hold(300), nothing)
-    after = _forked(lambda: hold(60), nothing)
-    assert before is not None
-    assert after == pytest.approx(before, rel=0.05)
-
-
-@needs_proc
-def test_a_task_that_fails_has_no_peak(capfd: pytest.CaptureFixture[str]) -> None:
-    def fails() -> None:
-        raise RuntimeError("no")
-
-    assert _forked(fails, nothing) is None
-    assert _forked(lambda: os._exit(3), nothing) is None
-
-
-@needs_proc
-def test_a_task_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    monkeypatch.setattr(memory, "TIME_LIMIT", 0.2)
-    started = time.monotonic()
-    assert _forked(lambda: time.sleep(60), nothing) is None
-    assert time.monotonic() - started < 20
-
-
-def test_where_the_system_does_not_say_there_is_no_peak(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(memory, "STATUS", tmp_path / "absent")
-    assert _forked(nothing, nothing) is None
-
-
-def test_the_largest_image_is_the_one_with_most_pixels() -> None:
-    def record(key: str, **protocols: Any) -> dict[str, Any]:
-        return {"key": key, "protocols": protocols}
-
-    records = [
-        record("b", boxes={"size": [10, 30]}, attention={"size": [224, 224]}),
-        record("a", boxes={"size": [30, 10]}, attention={"left_out": "outside"}),
-        record("c", boxes={"size": [19, 15]}),
-        {"key": "d", "unreadable": "truncated"},
-    ]
-    assert largest_image(records, "boxes") == "a"
-    assert largest_image(records, "attention") == "b"
-    assert largest_image(records, "faithfulness") is None
+    assert peak_bytes(lambda: network(image).sum().backward(), CPU) > 2 * peak_bytes(forward, CPU)

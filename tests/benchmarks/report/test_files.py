@@ -68,8 +68,8 @@ def test_what_is_no_finished_run_is_refused(
 def test_tables_have_intervals_and_differences(run: Path) -> None:
     assert main(["report", "--run", str(run), "--no-images"]) == 0
     boxes = json.loads((run / "results.json").read_text())["summary"]["eigen_cam"]["boxes"]
-    low, high = (100 * end for end in boxes["intervals"]["accuracy_at_0.2"])
-    difference = 100 * boxes["difference"]["accuracy_at_0.2"][0]
+    found = boxes["figures"]["accuracy_at_0.2"]
+    low, high, difference = (100 * found[part] for part in ("low", "high", "difference"))
     row = next(
         line for line in (run / "results.md").read_text().splitlines() if "Eigen-CAM" in line
     )
@@ -78,4 +78,4 @@ def test_tables_have_intervals_and_differences(run: Path) -> None:
     heading, *rows = (run / "results.csv").read_text().splitlines()
     assert "accuracy_at_0.2_low" in heading
     assert "accuracy_at_0.2_difference_high" in heading
-    assert any(str(boxes["intervals"]["accuracy_at_0.2"][0]) in row for row in rows)
+    assert any(str(found["low"]) in row for row in rows)

@@ -1,0 +1,362 @@
+"""The comparison of all methods on one data set: prepare, evaluate, write down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks.core.device import chosen_device
+from benchmarks.core.files import require_writable_folder
+from benchmarks.core.seeding import sample
+from benchmarks.core.settings import as_command, as_json, names, positive_int, setting
+from benchmarks.datasets.choice import DataChoice, choose_data, survey
+from benchmarks.methods import distinct_banks, select
+from benchmarks.methods.method import DEFAULT_BUDGET
+from benchmarks.networks.build import build_network, find_layer, named_layer
+from benchmarks.protocols.protocol import Source
+from benchmarks.protocols.registry import DEFAULT_PROTOCOLS, PROTOCOLS
+from benchmarks.report.files import write_figures
+from benchmarks.report.html import write_html
+from benchmarks.results.files import header, machine, package_versions, write_results
+from benchmarks.results.images import ImageTable
+from benchmarks.results.summary import FLOORS, declared, forward_costs, main_method, summarize
+from benchmarks.results.tables import as_text, counts_text, forward_text, table_rows
+from benchmarks.runs.evaluation import Bench, EvaluationPlan, Evaluator, Work
+from benchmarks.runs.folder import RunFolder
+from benchmarks.runs.memory import peak_memory
+from benchmarks.runs.parallel import evaluate_all, threads_of
+from benchmarks.runs.pictures import write_panels, write_qualitative
+from benchmarks.runs.preparation import ProtocolCache, ShownImages, prepare_bank, query_references
+from benchmarks.runs.settings import ExplainSettings
+from captum_embed import TripletForward, WeightBank
+from captum_embed.errors import InputError
+from captum_embed.weight_bank import encoder_fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizeSettings(ExplainSettings):
+    protocols: tuple[str, ...] = setting(
+        f"of {', '.join(PROTOCOLS)}", default=DEFAULT_PROTOCOLS, parse=names
+    )
+    budget: int = setting(
+        "evaluations of the network per image, at most, for the methods that take many",
+        default=DEFAULT_BUDGET,
+        parse=positive_int,
+    )
+    limit: int | None = setting(
+        "test images at most, drawn at random; the tuples still come from all of them",
+        default=None,
+        parse=positive_int,
+    )
+    slow_limit: int | None = setting(
+        "test images at most for the slow methods (tens of passes per image); some of --limit's",
+        default=None,
+        parse=positive_int,
+    )
+    workers: int = setting("processes", default=1, parse=positive_int, changes_results=False)
+    memory: bool = setting(
+        "measure the peak memory of every method on one image",
+        default=False,
+        changes_results=False,
+    )
+    figures: bool = setting("draw the figures", default=True, changes_results=False)
+    figure_rows: int = setting(
+        "rows of the qualitative figure", default=4, parse=positive_int, changes_results=False
+    )
+    figure_method: str = setting(
+        "transfer method of the qualitative figure",
+        default="ours_localize",
+        changes_results=False,
+    )
+
+
+def localize(settings: LocalizeSettings) -> Path:
+    """Run the benchmark, or go on with an interrupted run in the same folder.
+
+    Args:
+        settings (LocalizeSettings): see each field's help.
+
+    Returns:
+        Path: of results.json.
+
+    Raises:
+        InputError: settings or data that cannot work, before the long part starts.
+    """
+    select(settings.methods)
+    _refuse_impossible(settings)
+    device = chosen_device(settings.device)
+    network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
+    network = network.to(device)
+    layer = find_layer(network, settings.layer)
+    forward = TripletForward(network, margin=settings.margin).eval()
+    require_writable_folder(settings.output, "--output")
+    data = choose_data(
+        settings.data,
+        settings.train_classes,
+        settings.test_classes,
+        settings.output / "data",
+        settings.seed,
+        split=settings.split,
+        download=settings.download,
+        progress=settings.progress,
+    )
+    own = identity(settings, network, data, device, threads_of(settings.workers))
+    with RunFolder(settings.output, own) as run:
+        data = survey(data, progress=settings.progress)
+        plan = plan_of(settings, device, run.cache)
+        prepare(settings, plan, forward, layer, data)
+        works = _works(settings, plan, network, data)
+        slow = {work.key for work in sample(works, settings.slow_limit, settings.seed)}
+        if settings.slow_limit is not None:
+            plan = replace(plan, slow_keys=frozenset(slow))
+        evaluate(settings, plan, run, works)
+        return report(settings, plan, run, data, works)
+
+
+def plan_of(settings: ExplainSettings, device: torch.device, cache: Path) -> EvaluationPlan:
+    """What an evaluation needs of the settings; `LocalizeSettings` say more than others."""
+    plan = EvaluationPlan(
+        network=settings.network,
+        checkpoint=settings.checkpoint,
+        layer=settings.layer,
+        methods=tuple(method.name for method in select(settings.methods)),
+        protocols=(),
+        margin=settings.margin,
+        num_neighbors=settings.num_neighbors,
+        seed=settings.seed,
+        device=str(device),
+        cache=cache,
+        embedding_dim=settings.embedding_dim,
+    )
+    if isinstance(settings, LocalizeSettings):
+        return replace(plan, protocols=settings.protocols, budget=settings.budget)
+    return plan
+
+
+def _works(
+    settings: LocalizeSettings, plan: EvaluationPlan, network: nn.Module, data: DataChoice
+) -> list[Work]:
+    """The items of all protocols."""
+
+    @torch.no_grad()
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        embeddings: torch.Tensor = network(images.to(plan.device)).cpu()
+        return embeddings
+
+    source = Source(data.test.records, settings.limit, settings.seed, embed)
+    return Work.of({name: PROTOCOLS[name].items(source) for name in plan.protocols})
+
+
+def _refuse_impossible(settings: LocalizeSettings) -> None:
+    unknown = [name for name in settings.protocols if name not in PROTOCOLS]
+    if unknown:
+        raise InputError(f"unknown protocol {', '.join(unknown)}; known: {', '.join(PROTOCOLS)}")
+    select([settings.figure_method])
+    if not settings.margin >= 0:
+        raise InputError(f"--margin is {settings.margin}; expected 0 or more")
+
+
+def identity(
+    settings: ExplainSettings,
+    network: nn.Module,
+    data: DataChoice,
+    device: torch.device,
+    threads: int,
+) -> dict[str, Any]:
+    """What must be equal for two runs to share a folder: all that can change a number or a time.
+
+    Times of two machines, devices or numbers of threads have no common median, so that a run is
+    not resumed elsewhere.
+    """
+    chosen = as_json(settings, only_changing_results=True)
+    # Where files lie is not what they hold; core, fast and all may come to mean other methods.
+    del chosen["checkpoint"], chosen["data"]
+    chosen["methods"] = [method.name for method in select(settings.methods)]
+    chosen["train_classes"] = str(data.train_classes)
+    chosen["test_classes"] = str(data.test_classes)
+    return {
+        **chosen,
+        "workers": getattr(settings, "workers", 1),
+        "threads": threads,
+        "device": str(device),
+        "machine": machine(str(device)),
+        "network_fingerprint": encoder_fingerprint(network),
+        "data_digest": data.digest(),
+        **{f"version of {name}": number for name, number in package_versions().items()},
+    }
+
+
+def prepare(
+    settings: ExplainSettings,
+    plan: EvaluationPlan,
+    forward: TripletForward,
+    layer: nn.Module,
+    data: DataChoice,
+) -> None:
+    """Fill each protocol's cache with what the chosen methods need."""
+    methods = select(plan.methods)
+    device = torch.device(plan.device)
+    for name in plan.protocols:
+        cache = ProtocolCache(plan.cache / PROTOCOLS[name].shows)
+        if any(method.needs_tuples for method in methods) and not cache.queries.exists():
+            query_references(
+                forward,
+                ShownImages(data.test.records, PROTOCOLS[name]),
+                device,
+                num_tuples=settings.num_tuples,
+                mining=settings.mining,
+                seed=settings.seed,
+                progress=settings.progress,
+            ).save(cache.queries)
+        built: dict[tuple[nn.Module, int, str, str], WeightBank] = {}
+        for spec in distinct_banks(methods):
+            bank_layer = named_layer(forward.encoder, layer, spec.layer)
+            num_tuples = spec.num_tuples or settings.num_tuples
+            mining = spec.mining or settings.mining
+            # What is asked for in two ways, by name and as the run says, is built once.
+            asked = (bank_layer, num_tuples, mining, spec.explains)
+            built[asked] = prepare_bank(
+                cache.bank(spec),
+                TripletForward(forward.encoder, forward.margin, explains=spec.explains).eval(),
+                bank_layer,
+                ShownImages(data.train.records, PROTOCOLS[name]),
+                same=built.get(asked),
+                num_tuples=num_tuples,
+                mining=mining,
+                seed=settings.seed,
+                progress=settings.progress,
+            )
+
+
+def evaluate(
+    settings: LocalizeSettings, plan: EvaluationPlan, run: RunFolder, works: Sequence[Work]
+) -> None:
+    """Measure what has no record yet."""
+    missing = [work for work in works if work.key not in run.done]
+    if len(missing) < len(works):
+        print(f"going on: {len(works) - len(missing)} of {len(works)} images are done")
+    if not missing:
+        return
+    bar = tqdm(
+        total=len(works),
+        initial=len(works) - len(missing),
+        desc="test images",
+        unit="image",
+        disable=not settings.progress,
+    )
+    with bar:
+        for record in evaluate_all(plan, missing, settings.workers):
+            run.add(record)
+            bar.update()
+
+
+def report(
+    settings: LocalizeSettings,
+    plan: EvaluationPlan,
+    run: RunFolder,
+    data: DataChoice,
+    works: Sequence[Work],
+) -> Path:
+    """Write the results and figures, and print the table and where they are."""
+    evaluator = Evaluator(plan)
+    images = ImageTable.from_records(run.records())
+    about = _about_methods(plan.methods, evaluator.unavailable)
+    main = main_method(about)
+    names = [method["name"] for method in about if not method["unavailable"]]
+    memory = _peak_memory(settings, evaluator, images, works) if settings.memory else None
+    results: dict[str, Any] = {
+        **header(),
+        "command": as_command("benchmarks localize", settings),
+        "settings": as_json(settings),
+        "versions": package_versions(),
+        "machine": machine(plan.device),
+        "device": plan.device,
+        "workers": settings.workers,
+        "threads": threads_of(settings.workers),
+        "identity": run.identity,
+        "data": data.as_json(),
+        "counts": images.counts(plan.protocols, unreadable=len(data.unreadable)),
+        "methods": about,
+        "main_method": main,
+        "memory": memory,
+        "forward": forward_costs(images, plan.protocols, memory),
+        "figures": declared(plan.protocols),
+        "summary": summarize(
+            images, names, main, memory=memory, num_resamples=settings.num_resamples
+        ),
+    }
+    paths = write_results(run.path, results, images)
+    if settings.figures:
+        paths += draw_figures(settings, results, evaluator, images, run, data)
+    paths.append(write_html(run.path, results, images=settings.figures))
+    print(f"\n{as_text(table_rows(results, compact=True))}\n")
+    print("±: half of the 95% bootstrap interval over images")
+    print(counts_text(results["counts"], results["data"]))
+    print(forward_text(results["forward"]))
+    titles = {method["name"]: method["title"] for method in results["methods"]}
+    for name, reason in evaluator.unavailable.items():
+        print(f"not available: {titles[name]}: {reason}")
+    print("\n" + "\n".join(str(path) for path in paths))
+    return paths[0]
+
+
+def _peak_memory(
+    settings: LocalizeSettings, evaluator: Evaluator, images: ImageTable, works: Sequence[Work]
+) -> dict[str, Any] | None:
+    """On the largest full-size image; on the largest of another protocol in a run without boxes."""
+    bench = _pictured(evaluator)
+    shown = images.shown(bench.protocol.name)
+    if not shown:
+        return None
+    largest = max(shown, key=lambda key: shown[key]["width"] * shown[key]["height"])
+    (item,) = (work.items[bench.protocol.name] for work in works if work.key == largest)
+    path = bench.plan.cache / "memory.json"
+    return peak_memory(bench, item, path, progress=settings.progress)
+
+
+def _pictured(evaluator: Evaluator) -> Bench:
+    """The protocol of full-size images, or the first there is."""
+    return evaluator.benches.get("boxes") or next(iter(evaluator.benches.values()))
+
+
+def draw_figures(
+    settings: LocalizeSettings,
+    results: dict[str, Any],
+    evaluator: Evaluator,
+    images: ImageTable,
+    run: RunFolder,
+    data: DataChoice,
+) -> list[Path]:
+    """The charts, and images of the boxes protocol, or of the first there is."""
+    bench = _pictured(evaluator)
+    rows, seed = settings.figure_rows, settings.seed
+    write_panels(run.path, bench, data, results, images, rows=rows, seed=seed)
+    keys = list(images.shown(bench.protocol.name))
+    return write_figures(run.path, results) + write_qualitative(
+        run.path, bench, data, keys, method=settings.figure_method, rows=rows, seed=seed
+    )
+
+
+def _about_methods(chosen: tuple[str, ...], unavailable: dict[str, str]) -> list[dict[str, Any]]:
+    about: list[dict[str, Any]] = [
+        {
+            "name": method.name,
+            "title": method.title,
+            "family": method.family,
+            "explains": method.explains,
+            "cost": method.cost,
+            "unavailable": unavailable.get(method.name),
+        }
+        for method in select(chosen)
+    ]
+    about += [
+        {"name": name, "title": title, "family": "floor", "unavailable": None}
+        for name, title in FLOORS.items()
+    ]
+    return about
