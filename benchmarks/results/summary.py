@@ -44,12 +44,12 @@ def main_method(methods: Sequence[Mapping[str, Any]]) -> str | None:
             of ours; None for a run without any.
 
     Example:
-        >>> ours = [{"name": n, "family": "ours"} for n in ("ours_gradient", "ours_transfer")]
+        >>> ours = [{"name": n, "family": "ours"} for n in ("ours_gradient", "ours_paper")]
         >>> main_method(ours)
-        'ours_transfer'
+        'ours_paper'
     """
     ours = [m["name"] for m in methods if m["family"] == "ours" and not m.get("unavailable")]
-    transfers = [name for name in ours if name.startswith("ours_transfer")]
+    transfers = [name for name in ours if name.startswith("ours_paper")]
     return MAIN_METHOD if MAIN_METHOD in ours else next(iter([*transfers, *ours]), None)
 
 

@@ -30,7 +30,7 @@ HOSTILE_CLASS = '"><img src=x onerror="window.hacked = 2">'
 NUM_IMAGES = 12
 METHODS = {
     "ours_localize": ("Ours, LOCALIZE", "ours", 0.75, 0.03),
-    "ours_transfer": ("Ours, transfer", "ours", 0.4, 0.025),
+    "ours_paper": ("Ours, transfer", "ours", 0.4, 0.025),
     "control_uniform": ("Control, uniform weights", "control", 0.55, 0.02),
     "layer_grad_cam": ("LayerGradCam", "captum: layer", 0.5, 0.05),
     "saliency": (HOSTILE_TITLE, "captum: input", 0.2, 0.3),

@@ -55,7 +55,7 @@ def broken():
     nn.init.constant_(network.head.weight, float("nan"))
     return network
 """
-METHODS = "ours_gradient_1,ours_gradient_50,ours_transfer,layer_grad_cam,layer_activation,saliency"
+METHODS = "ours_explain,ours_gradient,ours_paper,layer_grad_cam,layer_activation,saliency"
 NUM_CLASSES, PER_CLASS = 4, 4
 
 
@@ -134,7 +134,7 @@ def run(
         "network": "tiny_networks:build",
         "methods": METHODS,
         "num-tuples": "6",
-        "figure-method": "ours_transfer",
+        "figure-method": "ours_paper",
         "device": "cpu",
         "output": output,
         "num-resamples": "50",
@@ -251,7 +251,7 @@ def test_the_csv_and_the_markdown_table_have_a_row_per_method(finished: str) -> 
 def test_our_gradient_scores_as_captum_s_layer_grad_cam(finished: str) -> None:
     for figure in (("attention", "score"), ("boxes", "max_box_acc")):
         ours, captums = (
-            value(results(), name, *figure) for name in ("ours_gradient_50", "layer_grad_cam")
+            value(results(), name, *figure) for name in ("ours_gradient", "layer_grad_cam")
         )
         assert ours == pytest.approx(captums, abs=1e-4)
 
@@ -283,7 +283,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
 
 def test_several_processes_give_the_numbers_of_one(place: Path) -> None:
     for output, workers in (("one", "1"), ("two", "2")):
-        run(output, methods="ours_transfer,layer_grad_cam", limit="3", workers=workers)
+        run(output, methods="ours_paper,layer_grad_cam", limit="3", workers=workers)
     for name, protocols in results("one")["summary"].items():
         for protocol, numbers in protocols.items():
             for figure, found in numbers["figures"].items():
@@ -453,7 +453,7 @@ def test_masks_and_removal_are_measured_the_same_after_an_interruption(
 
     def run_all(output: str) -> int:
         protocols = "attention,boxes,faithfulness"
-        return run(output, methods="ours_transfer,saliency", limit="4", protocols=protocols)
+        return run(output, methods="ours_paper,saliency", limit="4", protocols=protocols)
 
     assert run_all("whole") == 0
     original = evaluation.Evaluator.record
@@ -501,7 +501,7 @@ def test_without_masks_there_are_no_columns_of_masks(finished: str) -> None:
 
 
 def test_removal_alone_gives_a_table_and_a_report(place: Path) -> None:
-    assert run(protocols="faithfulness", methods="ours_transfer", limit="2", figures=True) == 0
+    assert run(protocols="faithfulness", methods="ours_paper", limit="2", figures=True) == 0
     assert "deletion" in Path("run/results.md").read_text()
 
 

@@ -18,7 +18,7 @@ from benchmarks.report.failures import (
 FAMILIES = {
     "ours_localize": "ours",
     "eigen_cam": "rival",
-    "ours_transfer": "ours",
+    "ours_paper": "ours",
     "centre_box": "floor",
     "layer_cam": "rival",
     "saliency": "captum: input",
@@ -90,7 +90,7 @@ def test_the_text_says_what_it_was_made_from(found: dict[str, Any]) -> None:
 
 def test_the_main_method_leads_the_best_of_each_family(found: dict[str, Any]) -> None:
     assert leading_methods(found) == [
-        "ours_localize", "eigen_cam", "ours_transfer", "saliency", "centre_box"
+        "ours_localize", "eigen_cam", "ours_paper", "saliency", "centre_box"
     ]  # fmt: skip
     found["main_method"] = None
     assert leading_methods(found)[0] == "ours_localize"

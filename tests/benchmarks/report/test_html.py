@@ -189,7 +189,7 @@ def test_a_run_of_one_protocol_has_no_curves(results: dict[str, Any]) -> None:
 
 def test_a_run_without_our_methods_or_costs_is_shown_too(results: dict[str, Any]) -> None:
     results["main_method"], results["memory"] = None, None
-    for name in ("ours_localize", "ours_transfer"):
+    for name in ("ours_localize", "ours_paper"):
         del results["summary"][name]
     for protocols in results["summary"].values():
         for numbers in protocols.values():

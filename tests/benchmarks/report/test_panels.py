@@ -48,7 +48,7 @@ def test_the_main_method_is_compared_with_the_best_fast_one_of_each_family(
     chosen = compared_methods(results, "boxes")
     assert chosen[0] == "ours_localize"
     assert set(chosen) == {
-        "ours_localize", "ours_transfer", "control_uniform", "layer_grad_cam", "saliency",
+        "ours_localize", "ours_paper", "control_uniform", "layer_grad_cam", "saliency",
         "eigen_cam",
     }  # fmt: skip
 
