@@ -30,7 +30,7 @@ from captum_embed.layer_executions import (
 from captum_embed.layer_results import Maps, PerExecution, packed, split_batches
 from captum_embed.map_functions import MapFunction, over_space, weighted_sum
 from captum_embed.weight_bank import WeightBank
-from captum_embed.weight_bank.compatibility import require_fit, require_same_layer
+from captum_embed.weight_bank.compatibility import require_compatible, require_fit
 
 
 class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
@@ -104,7 +104,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         self.channel_filter = channel_filter
         self.map_func = map_func
         if weight_bank is not None:
-            require_same_layer(weight_bank, self._embedding_func(), layer)
+            require_compatible(weight_bank, forward_func, self._embedding_func(), layer)
 
     @classmethod
     def recommended(

@@ -227,12 +227,17 @@ class WeightBank:
         return WeightBank._of(converted_entries(self._entries, device, dtype))
 
     @staticmethod
-    def concat(banks: Sequence[WeightBank]) -> WeightBank:
+    def concat(banks: Sequence[WeightBank], keys: Sequence[str] | None = None) -> WeightBank:
         """One bank with the entries of several, in order; nothing is copied.
 
+        Saved where one of them was loaded from, it adds files for the others' entries and
+        leaves those of the first as they are.
+
         Args:
-            banks: At least one; of equal dimensions, dtypes, device, layer and encoder
-                fingerprint, and with labels and keys in all of them or in none.
+            banks: At least one; of equal dimensions, dtypes, device, layer, direction, layout
+                and encoder fingerprint, and with labels and keys in all of them or in none.
+            keys: Names for the entries of the joined bank, in order. Default: their own, which
+                must differ between the banks.
 
         Returns:
             The bank. Of the metadata it keeps what all agree on.
@@ -240,7 +245,7 @@ class WeightBank:
         Raises:
             InputError: There is no bank, a key occurs twice, or labels, keys, dtypes or devices
                 differ.
-            BankMismatchError: Dimensions, layers or encoders differ.
+            BankMismatchError: Dimensions, layers, encoders, directions or layouts differ.
 
         Example::
 
@@ -253,7 +258,7 @@ class WeightBank:
         banks = list(banks)
         if not banks:
             raise InputError("banks is empty; expected at least one WeightBank")
-        return WeightBank._of(joined_entries([bank._entries for bank in banks]))
+        return WeightBank._of(joined_entries([bank._entries for bank in banks], keys))
 
     def save(self, path: str | os.PathLike[str], max_shard_size: int | str = "2GB") -> None:
         """Writes the bank as safetensors shards with a manifest, or replaces one, in one step.

@@ -24,8 +24,8 @@ from captum_embed.layer_executions import (
 )
 from captum_embed.metric_forwards import MetricForward, mean_of_nonzero
 from captum_embed.weight_bank.bank import WeightBank
+from captum_embed.weight_bank.compatibility import encoder_fingerprint, unwrapped
 from captum_embed.weight_bank.entries import checked_keys
-from captum_embed.weight_bank.fingerprint import encoder_fingerprint, unwrapped
 from captum_embed.weight_bank.images import ImageBatch, ImageSource
 from captum_embed.weight_bank.mining import (
     MinedTuples,

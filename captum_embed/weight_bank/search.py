@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_embed.weight_bank.rows import StackedRows
+from captum_embed.weight_bank.entries import StackedRows
 
 # Numbers of one float64 temporary: 64 MiB.
 _CHUNK_NUMBERS = 2**23
