@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from captum_embed.errors import BankMismatchError, InputError
 from captum_embed.layer_executions import layer_name
 from captum_embed.weight_bank.bank import WeightBank
+from captum_embed.weight_bank.entries import version_of
 
 _known_fingerprints: WeakKeyDictionary[nn.Module, tuple[Hashable, str]] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -177,7 +178,7 @@ def _known_fingerprint(module: nn.Module) -> str:
     state = _state(network)
     # Changes through ``.data`` do not count as a version: a sample of the values shows them.
     version = tuple(
-        (name, value.data_ptr(), value.dtype, value.shape, _version_of(value))
+        (name, value.data_ptr(), value.dtype, value.shape, version_of(value))
         for name, value in state
     )
     sample = [
@@ -191,11 +192,6 @@ def _known_fingerprint(module: nn.Module) -> str:
         with _lock:
             _known_fingerprints[network] = known
     return known[1]
-
-
-def _version_of(tensor: Tensor) -> int:
-    # Tensors made in inference mode have no version, and cannot be changed outside it.
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

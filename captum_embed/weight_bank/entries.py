@@ -183,32 +183,10 @@ def converted_entries(
     return converted
 
 
-def selected_entries(entries: Entries, indices: Tensor) -> Entries:
-    """The entries of the given indices (K,), in that order.
-
-    Raises:
-        InputError: There is none, or a key would occur twice.
-    """
-    if len(indices) == 0:
-        raise InputError("the selection is empty; expected at least one entry of the bank")
-    ascending = bool((indices[1:] > indices[:-1]).all())
-    embeddings, weights = (
-        rows.select(indices) if ascending else StackedRows([rows.take(indices)])
-        for rows in (entries.embeddings, entries.weights)
-    )
-    # A part that is kept whole is still the content of its file.
-    files = {
-        id(part): file for part, file in zip(entries.embeddings.parts, entries.files, strict=True)
-    }
-    keys = entries.keys and [entries.keys[index] for index in indices.tolist()]
-    return Entries(
-        embeddings=embeddings,
-        weights=weights,
-        labels=None if entries.labels is None else entries.labels[indices],
-        keys=checked_keys(keys, len(indices)) if keys else None,
-        metadata=entries.metadata,
-        files=tuple(files.get(id(part)) for part in embeddings.parts),
-    )
+def version_of(tensor: Tensor) -> int:
+    """Counts changes in place; those through ``.data`` and other libraries are not seen."""
+    # Tensors made in inference mode do not count, and cannot be changed outside it.
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def joined_entries(all_entries: Sequence[Entries], new_keys: Sequence[str] | None) -> Entries:

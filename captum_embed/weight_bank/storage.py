@@ -356,7 +356,7 @@ def _shard_tensors(path: Path, shard: Shard, manifest: Manifest, verify: bool) -
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise BankFileError(f"{path} is missing, and the bank's manifest lists it") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch opens it again, to map it.
         raise BankFileError(f"{path} is not a readable safetensors file: {error}") from error
     expected: dict[str, tuple[tuple[int, ...], str]] = {
         "embeddings": ((shard.num_entries, manifest.embedding_dim), manifest.embedding_dtype),
