@@ -182,7 +182,8 @@ def _known_fingerprint(module: nn.Module) -> str:
         for name, value in state
     )
     sample = [
-        value.detach().flatten()[:: max(1, value.numel() // _SAMPLE)].cpu() for _, value in state
+        value.detach().flatten()[:: max(1, value.numel() // _SAMPLE)].cpu().contiguous()
+        for _, value in state
     ]
     key = (version, b"".join(each.view(torch.uint8).numpy().tobytes() for each in sample))
     with _lock:

@@ -107,10 +107,15 @@ class StackedRows:
 
 @dataclass(frozen=True)
 class SavedShard:
-    """A file of a saved bank, which is never changed once it has its name."""
+    """A file of a saved bank, never changed once it has its name, and what was loaded from it.
+
+    ``versions`` are those of its embeddings and weights then: they tell of changes in place.
+    """
 
     path: Path
     record: Shard
+    labels: Tensor | None
+    versions: tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -154,9 +154,6 @@ def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
         if not fits(values[name]):
             raise BankFileError(f"{path}: '{name}' is {values[name]!r}, which cannot be")
     manifest = Manifest(**values)
-    names = [shard.file for shard in manifest.shards]
-    if len(set(names)) < len(names):
-        raise BankFileError(f"{path} lists a shard twice")
     total = sum(shard.num_entries for shard in manifest.shards)
     if total != manifest.num_entries:
         raise BankFileError(

@@ -22,7 +22,7 @@ from captum_embed.weight_bank.entries import StackedRows
 # Numbers of one temporary: 32 MiB in single precision.
 _CHUNK_NUMBERS = 2**23
 _QUERIES_AT_ONCE = 1024
-# Of one temporary for differences: 1 MiB, which stays in cache.
+# Of one temporary in double precision: 1 MiB, which stays in cache.
 _PAIR_NUMBERS = 2**17
 # Rows of which only the nearest is compared at first.
 _BLOCK = 16
@@ -47,7 +47,7 @@ class RowFacts:
 def row_facts(rows: StackedRows, *, chunk_numbers: int = _CHUNK_NUMBERS) -> RowFacts:
     """Squared norms of rows (B, D), and which rows are equal."""
     device = _exact_device(rows)
-    rows_at_once = max(1, chunk_numbers // rows.shape[1])
+    rows_at_once = max(1, min(chunk_numbers, _PAIR_NUMBERS) // rows.shape[1])
     norms = torch.cat(
         [part.to(device, torch.float64).square().sum(1) for _, part in rows.chunks(rows_at_once)]
     )

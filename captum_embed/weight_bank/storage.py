@@ -27,6 +27,7 @@ from captum_embed.weight_bank.entries import (
     SavedShard,
     StackedRows,
     checked_keys,
+    version_of,
 )
 from captum_embed.weight_bank.manifest import (
     MANIFEST_NAME,
@@ -132,7 +133,12 @@ def _entries(folder: Path, manifest: Manifest, *, mmap: bool, verify: bool) -> E
         parts = [tensors[name] for tensors in opened]
         rows[name] = StackedRows(parts if mmap else [_in_memory(parts)])
     facts = {name: getattr(manifest, name) for name in NETWORK_FACTS}
-    files = [SavedShard(folder / shard.file, shard) for shard in manifest.shards]
+    files = [
+        SavedShard(
+            folder / shard.file, shard, t.get("labels"), _versions(t["embeddings"], t["weights"])
+        )
+        for shard, t in zip(manifest.shards, opened, strict=True)
+    ]
     return Entries(
         **rows,
         labels=torch.cat([t["labels"] for t in opened]) if manifest.has_labels else None,
@@ -225,10 +231,11 @@ def _write_files(folder: Path, entries: Entries, max_bytes: int) -> None:
     folder.mkdir()
     shards = []
     for start, stop, saved in _spans(entries, max_bytes):
-        if saved is None or not _kept(saved, folder):
-            shards.append(_write_shard(folder, _tensors_between(entries, start, stop)))
-        else:
+        labels = None if entries.labels is None else entries.labels[start:stop].cpu()
+        if saved is not None and _kept(saved, labels, folder):
             shards.append(saved.record)
+        else:
+            shards.append(_write_shard(folder, _tensors_between(entries, start, stop)))
     metadata = dict(entries.metadata)
     facts = {name: metadata.pop(name, None) for name in NETWORK_FACTS}
     manifest = Manifest(
@@ -252,11 +259,13 @@ def _write_files(folder: Path, entries: Entries, max_bytes: int) -> None:
         _flush_to_disk(file)
 
 
-def _kept(saved: SavedShard, folder: Path) -> bool:
+def _kept(saved: SavedShard, labels: Tensor | None, folder: Path) -> bool:
     """Whether the file need not be written, being in the bank or linked into the new one."""
     target = folder.parent / saved.path.name
     if saved.path.name != shard_name(saved.record.sha256):
         return False  # Version 1: the name does not tell the content.
+    if labels is not None and saved.labels is not None and not labels.equal(saved.labels):
+        return False
     if target.exists():
         return target.stat().st_size == saved.record.num_bytes
     try:
@@ -270,7 +279,7 @@ def _write_shard(folder: Path, tensors: dict[str, Tensor]) -> Shard:
     path = folder / "shard"
     save_file(tensors, path, metadata={"format": "pt"})
     digest = _sha256(path)
-    named = path.rename(folder / shard_name(digest))
+    named = path.replace(folder / shard_name(digest))
     return Shard(named.name, len(tensors["embeddings"]), named.stat().st_size, digest)
 
 
@@ -283,8 +292,12 @@ def _publish(unfinished: Path, folder: Path) -> None:
     _flush_to_disk(folder)
 
 
+def _versions(embeddings: Tensor, weights: Tensor) -> tuple[int, int]:
+    return version_of(embeddings), version_of(weights)
+
+
 def _spans(entries: Entries, max_bytes: int) -> Iterator[tuple[int, int, SavedShard | None]]:
-    """Start and stop of each shard, and the file that already holds it, if any."""
+    """Start and stop of each shard, and the file that was loaded for it, if any."""
     entry = sum(
         rows.shape[1] * rows.dtype.itemsize for rows in (entries.embeddings, entries.weights)
     )
@@ -293,8 +306,9 @@ def _spans(entries: Entries, max_bytes: int) -> Iterator[tuple[int, int, SavedSh
         entry += 8 + max(len(key.encode()) for key in entries.keys)
     step = max(1, max_bytes // entry)
     start = stop = 0
-    for part, file in zip(entries.embeddings.parts, entries.files, strict=True):
-        if file is not None and len(part) <= step:
+    parts = zip(entries.embeddings.parts, entries.weights.parts, entries.files, strict=True)
+    for part, weights, file in parts:
+        if file and len(part) <= step and file.versions == _versions(part, weights):
             yield from ((i, min(i + step, stop), None) for i in range(start, stop, step))
             yield stop, stop + len(part), file
             start = stop + len(part)

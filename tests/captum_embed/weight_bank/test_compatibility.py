@@ -1,11 +1,16 @@
 import copy
+import gc
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from captum_embed.errors import InputError
-from captum_embed.weight_bank import encoder_fingerprint
+from captum_embed.errors import BankMismatchError, InputError
+from captum_embed.weight_bank import WeightBank, compatibility, encoder_fingerprint
+from captum_embed.weight_bank.compatibility import require_compatible
 
 
 def network() -> nn.Sequential:
@@ -69,3 +74,115 @@ def test_bytes_are_hashed_in_order() -> None:
 def test_refuses_parameters_without_a_value() -> None:
     with pytest.raises(InputError, match="is not initialised; run the network once"):
         encoder_fingerprint(nn.LazyLinear(3))
+
+
+def bank_with(**metadata: str) -> WeightBank:
+    return WeightBank(torch.eye(2), torch.eye(2), metadata=metadata)
+
+
+def forward_that(explains: Any) -> nn.Module:
+    forward = nn.Identity()
+    forward.explains = explains
+    return forward
+
+
+@pytest.mark.parametrize(
+    ("metadata", "explains", "options"),
+    [
+        ({"explains": "match"}, "match", {}),
+        ({"explains": "loss"}, "loss", {}),
+        ({}, "match", {}),
+        ({"explains": "match"}, None, {}),
+        ({"layer": "0"}, "match", {}),
+        ({"layout": "tokens", "prefix_tokens": "1"}, None, {"layout": "tokens"}),
+        (
+            {"layout": "tokens", "prefix_tokens": "1"},
+            None,
+            {"layout": "tokens", "prefix_tokens": 1},
+        ),
+        ({"layout": "channels_first"}, None, {"prefix_tokens": 0}),
+    ],
+)
+def test_a_bank_that_fits_passes_without_a_word(
+    metadata: dict[str, str], explains: Any, options: dict[str, Any]
+) -> None:
+    model = network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        require_compatible(
+            bank_with(**metadata), forward_that(explains), model, model[0], **options
+        )
+
+
+@pytest.mark.parametrize(
+    ("metadata", "explains", "options", "message"),
+    [
+        ({"explains": "loss"}, "match", {}, r"explains the loss.* the match.*explains='loss'"),
+        ({"explains": "match"}, "loss", {}, "explains the match"),
+        ({"layer": "1"}, "match", {}, "built for layer '1', and the layer given is '0'"),
+        ({}, None, {"layout": "tokens"}, "layout 'channels_first', .* is 'tokens'"),
+        ({"layout": "tokens"}, None, {}, "layout 'tokens', .* is 'channels_first'"),
+        (
+            {"layout": "tokens", "prefix_tokens": "1"},
+            None,
+            {"layout": "tokens", "prefix_tokens": 5},
+            "prefix_tokens=1, and given is 5",
+        ),
+    ],
+)
+def test_a_bank_of_something_else_is_refused(
+    metadata: dict[str, str], explains: Any, options: dict[str, Any], message: str
+) -> None:
+    model = network()
+    for forward in (forward_that(explains), nn.DataParallel(forward_that(explains))):
+        with pytest.raises(BankMismatchError, match=message):
+            require_compatible(bank_with(**metadata), forward, model, model[0], **options)
+
+
+def test_the_fingerprint_is_computed_once_per_network_and_again_when_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, computed = network(), []
+    bank = bank_with(encoder_fingerprint=encoder_fingerprint(model))
+    real = encoder_fingerprint
+    monkeypatch.setattr(
+        compatibility, "encoder_fingerprint", lambda module: computed.append(1) or real(module)
+    )
+
+    def check(other: nn.Module = model) -> int:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            require_compatible(bank, nn.Identity(), other, other, layout="channels_first")
+        return len(caught)
+
+    assert [check() for _ in range(5)] == [0] * 5
+    assert len(computed) == 1
+    assert check(nn.DataParallel(model)) == 0
+    assert len(computed) == 1
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        model[0].weight.mul_(2)  # type: ignore[operator, union-attr]
+    assert check() == 1
+    model.load_state_dict(before)
+    assert check() == 0
+    model[2].weight.data.add_(1)  # type: ignore[operator, union-attr]
+    assert check() == 1
+    model[2].weight.data = before["2.weight"].clone()  # type: ignore[union-attr]
+    assert check() == 0
+    model[1].running_var.fill_(3)  # type: ignore[operator, union-attr]
+    assert check() == 1
+    assert len(computed) == 6
+
+
+def test_threads_agree_on_a_fingerprint_and_no_network_is_kept_alive() -> None:
+    model = network()
+    bank = bank_with(encoder_fingerprint=encoder_fingerprint(model))
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
+        warnings.simplefilter("error")
+        list(pool.map(require_compatible, *zip(*[(bank, nn.Identity(), model, model)] * 40)))
+    known = compatibility._known_fingerprints
+    assert model in known
+    count = len(known)
+    del model
+    gc.collect()
+    assert len(known) < count
