@@ -6,12 +6,11 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_embed.errors import BankFileError, BankMismatchError, InputError
+from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank.entries import (
     Entries,
     StackedRows,
@@ -21,7 +20,7 @@ from captum_embed.weight_bank.entries import (
     require_finite,
     version_of,
 )
-from captum_embed.weight_bank.search import RowFacts, nearest_rows, row_facts
+from captum_embed.weight_bank.search import RowFacts, nearest_rows, require_queries, row_facts
 from captum_embed.weight_bank.selection import allowed_entries, selected_entries
 from captum_embed.weight_bank.storage import read_bank, write_bank
 
@@ -198,7 +197,7 @@ class WeightBank:
             >>> bank.search(torch.tensor([[2.0, 0.0, 0.0]]), exclude=["jay"])
             (tensor([[2.2361]]), tensor([[1]]))
         """
-        self._check_queries(queries)
+        require_queries(queries, self.embedding_dim)
         allowed = None if exclude is None else allowed_entries(self._entries, exclude)
         count = len(self) if allowed is None else int(allowed.sum())
         if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= count:
@@ -390,23 +389,3 @@ class WeightBank:
             require_finite(f"embeddings in {path}", entries.embeddings, BankFileError)
             require_finite(f"weights in {path}", entries.weights, BankFileError)
         return cls._of(entries)
-
-    def _check_queries(self, queries: Any) -> None:
-        shape = tuple(queries.shape) if isinstance(queries, Tensor) else None
-        if shape is None or len(shape) != 2 or not queries.is_floating_point():
-            given = type(queries).__name__ if shape is None else f"{queries.dtype} of shape {shape}"
-            hint = "; for a single query pass query[None]" if shape and len(shape) == 1 else ""
-            raise InputError(
-                f"queries are {given}; expected floating-point embeddings "
-                f"(Q, {self.embedding_dim}){hint}"
-            )
-        if shape[1] != self.embedding_dim:
-            raise BankMismatchError(
-                f"queries have {shape[1]} numbers each, and the bank's embeddings "
-                f"{self.embedding_dim}; embed the queries with the network the bank was built "
-                "with, or build a bank with this one"
-            )
-        finite = torch.isfinite(queries).all(1)
-        if not finite.all():
-            row = int((~finite).nonzero()[0])
-            raise InputError(f"query {row} holds NaN or infinite values; check its image")

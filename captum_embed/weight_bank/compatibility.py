@@ -151,8 +151,7 @@ def encoder_fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in _state(module):
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(_bytes(value.detach().reshape(-1)))
     return digest.hexdigest()
 
 
@@ -172,6 +171,10 @@ def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
     return state
 
 
+def _bytes(flat: Tensor) -> bytes | memoryview:
+    return flat.cpu().contiguous().view(torch.uint8).numpy().data
+
+
 def _known_fingerprint(module: nn.Module) -> str:
     """The fingerprint, computed once per network and again when its weights have changed."""
     network = unwrapped(module)
@@ -181,11 +184,10 @@ def _known_fingerprint(module: nn.Module) -> str:
         (name, value.data_ptr(), value.dtype, value.shape, version_of(value))
         for name, value in state
     )
-    sample = [
-        value.detach().flatten()[:: max(1, value.numel() // _SAMPLE)].cpu().contiguous()
-        for _, value in state
-    ]
-    key = (version, b"".join(each.view(torch.uint8).numpy().tobytes() for each in sample))
+    sample = b"".join(
+        _bytes(value.detach().flatten()[:: max(1, value.numel() // _SAMPLE)]) for _, value in state
+    )
+    key = version, sample
     with _lock:
         known = _known_fingerprints.get(network)
     if known is None or known[0] != key:

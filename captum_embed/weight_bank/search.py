@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_embed.errors import BankMismatchError, InputError
 from captum_embed.weight_bank.entries import StackedRows
 
 # Numbers of one temporary: 32 MiB in single precision.
@@ -63,6 +65,27 @@ def row_facts(rows: StackedRows, *, chunk_numbers: int = _CHUNK_NUMBERS) -> RowF
     equals = torch.empty_like(order)
     equals[order] = order[leads][leads.cumsum(0) - 1]
     return RowFacts(norms, equals)
+
+
+def require_queries(queries: Any, dim: int) -> None:
+    """Refuses what is not a finite floating-point matrix (Q, dim)."""
+    shape = tuple(queries.shape) if isinstance(queries, Tensor) else None
+    if shape is None or len(shape) != 2 or not queries.is_floating_point():
+        given = type(queries).__name__ if shape is None else f"{queries.dtype} of shape {shape}"
+        hint = "; for a single query pass query[None]" if shape and len(shape) == 1 else ""
+        raise InputError(
+            f"queries are {given}; expected floating-point embeddings (Q, {dim}){hint}"
+        )
+    if shape[1] != dim:
+        raise BankMismatchError(
+            f"queries have {shape[1]} numbers each, and the bank's embeddings "
+            f"{dim}; embed the queries with the network the bank was built "
+            "with, or build a bank with this one"
+        )
+    finite = torch.isfinite(queries).all(1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise InputError(f"query {row} holds NaN or infinite values; check its image")
 
 
 def nearest_rows(

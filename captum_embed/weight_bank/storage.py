@@ -6,7 +6,6 @@ replaced last, by one rename: at any moment the directory is the earlier bank or
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -16,13 +15,11 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank.entries import (
-    DTYPES,
     Entries,
     SavedShard,
     StackedRows,
@@ -33,14 +30,18 @@ from captum_embed.weight_bank.manifest import (
     MANIFEST_NAME,
     NETWORK_FACTS,
     Manifest,
-    Shard,
     is_shard_name,
     library_versions,
     read_manifest,
     shard_name,
 )
+from captum_embed.weight_bank.shards import (
+    decoded_keys,
+    shard_tensors,
+    tensors_between,
+    write_shard,
+)
 
-_DTYPES = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 # What else a bank's directory holds while it is saved.
@@ -126,7 +127,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _entries(folder: Path, manifest: Manifest, *, mmap: bool, verify: bool) -> Entries:
     opened = [
-        _shard_tensors(folder / shard.file, shard, manifest, verify) for shard in manifest.shards
+        shard_tensors(folder / shard.file, shard, manifest, verify) for shard in manifest.shards
     ]
     rows = {}
     for name in ("embeddings", "weights"):
@@ -235,7 +236,7 @@ def _write_files(folder: Path, entries: Entries, max_bytes: int) -> None:
         if saved is not None and _kept(saved, labels, folder):
             shards.append(saved.record)
         else:
-            shards.append(_write_shard(folder, _tensors_between(entries, start, stop)))
+            shards.append(write_shard(folder, tensors_between(entries, start, stop)))
     metadata = dict(entries.metadata)
     facts = {name: metadata.pop(name, None) for name in NETWORK_FACTS}
     manifest = Manifest(
@@ -275,14 +276,6 @@ def _kept(saved: SavedShard, labels: Tensor | None, folder: Path) -> bool:
     return True
 
 
-def _write_shard(folder: Path, tensors: dict[str, Tensor]) -> Shard:
-    path = folder / "shard"
-    save_file(tensors, path, metadata={"format": "pt"})
-    digest = _sha256(path)
-    named = path.replace(folder / shard_name(digest))
-    return Shard(named.name, len(tensors["embeddings"]), named.stat().st_size, digest)
-
-
 def _publish(unfinished: Path, folder: Path) -> None:
     shards = [file.name for file in unfinished.iterdir() if file.name != MANIFEST_NAME]
     for name in shards:
@@ -316,24 +309,6 @@ def _spans(entries: Entries, max_bytes: int) -> Iterator[tuple[int, int, SavedSh
     yield from ((i, min(i + step, stop), None) for i in range(start, stop, step))
 
 
-def _tensors_between(entries: Entries, start: int, stop: int) -> dict[str, Tensor]:
-    tensors = {
-        # Copied where need be: safetensors refuses tensors that share memory.
-        "embeddings": entries.embeddings.between(start, stop).cpu().contiguous(),
-        "weights": entries.weights.between(start, stop).cpu().contiguous(),
-    }
-    storages = [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
-    if storages[0] == storages[1]:
-        tensors["weights"] = tensors["weights"].clone()
-    if entries.labels is not None:
-        tensors["labels"] = entries.labels[start:stop].cpu().clone()
-    if entries.keys is not None:
-        encoded = [key.encode() for key in entries.keys[start:stop]]
-        tensors["keys"] = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8)
-        tensors["key_ends"] = torch.tensor([len(key) for key in encoded]).cumsum(0)
-    return tensors
-
-
 def _flush_to_disk(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
         return  # Windows has no handles of directories.
@@ -342,55 +317,6 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _require_intact(path: Path, shard: Shard, verify: bool) -> None:
-    size = path.stat().st_size
-    if size != shard.num_bytes:
-        wrong = "is truncated" if size < shard.num_bytes else "was altered"
-        raise BankFileError(f"{path} {wrong}: it has {size} bytes of {shard.num_bytes}")
-    if verify and _sha256(path) != shard.sha256:
-        raise BankFileError(
-            f"{path} was altered: its SHA-256 differs from the manifest's; copy or save it again"
-        )
-
-
-def _shard_tensors(path: Path, shard: Shard, manifest: Manifest, verify: bool) -> dict[str, Tensor]:
-    try:
-        _require_intact(path, shard, verify)
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise BankFileError(f"{path} is missing, and the bank's manifest lists it") from None
-    except (SafetensorError, OSError, RuntimeError) as error:  # torch opens it again, to map it.
-        raise BankFileError(f"{path} is not a readable safetensors file: {error}") from error
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "embeddings": ((shard.num_entries, manifest.embedding_dim), manifest.embedding_dtype),
-        "weights": ((shard.num_entries, manifest.num_channels), manifest.weight_dtype),
-    }
-    if manifest.has_labels:
-        expected["labels"] = (shard.num_entries,), "int64"
-    if manifest.has_keys:
-        expected["key_ends"] = (shard.num_entries,), "int64"
-        expected["keys"] = tuple(tensors["keys"].shape) if "keys" in tensors else (0,), "uint8"
-    found = {
-        name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-        for name, tensor in tensors.items()
-    }
-    if found != expected:
-        raise BankFileError(f"{path} holds {found}, and by the manifest it should be {expected}")
-    for name in (manifest.embedding_dtype, manifest.weight_dtype):
-        if name not in _DTYPES:
-            raise BankFileError(f"{path} holds {name}; expected one of {_DTYPES}")
-    return tensors
 
 
 def _in_memory(parts: list[Tensor]) -> Tensor:
@@ -403,19 +329,8 @@ def _in_memory(parts: list[Tensor]) -> Tensor:
 def _all_keys(folder: Path, manifest: Manifest, opened: list[dict[str, Tensor]]) -> tuple[str, ...]:
     keys: list[str] = []
     for shard, tensors in zip(manifest.shards, opened, strict=True):
-        keys += _decoded(folder / shard.file, tensors["keys"], tensors["key_ends"])
+        keys += decoded_keys(folder / shard.file, tensors["keys"], tensors["key_ends"])
     try:
         return checked_keys(keys, manifest.num_entries)
     except InputError as error:
         raise BankFileError(f"{folder}: {error}") from error
-
-
-def _decoded(path: Path, joined: Tensor, ends: Tensor) -> list[str]:
-    stops = ends.tolist()
-    if stops != sorted(stops) or stops[0] < 0 or stops[-1] != len(joined):
-        raise BankFileError(f"{path} was altered: its keys do not add up")
-    text = joined.numpy().tobytes()
-    try:
-        return [text[i:j].decode() for i, j in zip([0, *stops[:-1]], stops, strict=True)]
-    except UnicodeDecodeError as error:
-        raise BankFileError(f"{path} was altered: a key is not text ({error})") from error

@@ -177,12 +177,13 @@ def test_the_fingerprint_is_computed_once_per_network_and_again_when_it_changes(
 def test_threads_agree_on_a_fingerprint_and_no_network_is_kept_alive() -> None:
     model = network()
     bank = bank_with(encoder_fingerprint=encoder_fingerprint(model))
+    arguments = [bank, nn.Identity(), model, model]
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
         warnings.simplefilter("error")
-        list(pool.map(require_compatible, *zip(*[(bank, nn.Identity(), model, model)] * 40)))
+        list(pool.map(require_compatible, *[[each] * 40 for each in arguments]))
     known = compatibility._known_fingerprints
     assert model in known
     count = len(known)
-    del model
+    del model, arguments
     gc.collect()
     assert len(known) < count

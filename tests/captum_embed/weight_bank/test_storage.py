@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+import captum_embed.weight_bank.shards as shards
 import captum_embed.weight_bank.storage as storage
 from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank import WeightBank
@@ -223,7 +224,7 @@ def test_refuses_shard_sizes_that_are_none(tmp_path: Path, size: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
-@pytest.mark.parametrize("failing", ["save_file", "_sha256", "_flush_to_disk", "os.replace"])
+@pytest.mark.parametrize("failing", ["save_file", "_sha256", "_flush_to_disk", "replace"])
 def test_a_save_that_fails_leaves_nothing_new_and_what_was_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -237,8 +238,8 @@ def test_a_save_that_fails_leaves_nothing_new_and_what_was_there(
     if exists:
         earlier.save(path)
     files = sorted(path.glob("*"))
-    owner = os if failing.startswith("os.") else storage
-    real, calls = getattr(owner, failing.removeprefix("os.")), []
+    owner = {"replace": os, "_flush_to_disk": storage}.get(failing, shards)
+    real, calls = getattr(owner, failing), []
 
     def fail_at_the_second(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
@@ -246,7 +247,7 @@ def test_a_save_that_fails_leaves_nothing_new_and_what_was_there(
             raise error
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(owner, failing.removeprefix("os."), fail_at_the_second)
+    monkeypatch.setattr(owner, failing, fail_at_the_second)
     with pytest.raises(raised, match="No space left" if raised is BankFileError else None):
         make_bank().save(path, max_shard_size=350)
     monkeypatch.undo()
@@ -294,7 +295,7 @@ def dying_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for owner, name in (
         *((os, name) for name in ("replace", "link", "unlink", "mkdir", "rmdir", "fsync")),
-        (storage, "save_file"),
+        (shards, "save_file"),
     ):
         monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
 
@@ -377,14 +378,14 @@ def test_savers_in_threads_take_turns_and_one_that_fails_harms_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bank"
-    real = storage.save_file
+    real = shards.save_file
 
     def save_file(tensors: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> None:
         if len(tensors["embeddings"]) == 7:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, *args, **kwargs)
 
-    monkeypatch.setattr(storage, "save_file", save_file)
+    monkeypatch.setattr(shards, "save_file", save_file)
 
     def attempt(number: int) -> str:
         try:
@@ -430,6 +431,26 @@ def test_entries_dropped_from_a_bank_leave_the_other_files_alone(saved: Path) ->
     assert_equal(WeightBank.load(saved), kept)
     kept.save(saved.parent / "elsewhere")
     assert_equal(WeightBank.load(saved.parent / "elsewhere"), kept)
+
+
+def test_shards_of_equal_content_are_one_file(tmp_path: Path) -> None:
+    bank = WeightBank(torch.ones(3, 4), torch.ones(3, 6))
+    bank.save(tmp_path / "bank", max_shard_size=1)
+    assert len(os.listdir(tmp_path / "bank")) == 2
+    loaded = WeightBank.load(tmp_path / "bank")
+    assert_equal(loaded, bank)
+    WeightBank.concat([loaded, loaded, bank]).save(tmp_path / "bank")
+    assert len(WeightBank.load(tmp_path / "bank")) == 9
+
+
+@pytest.mark.parametrize("name", ["embeddings", "weights", "labels"])
+def test_what_was_changed_in_place_is_written(tmp_path: Path, name: str) -> None:
+    make_bank().save(tmp_path / "bank")
+    bank = WeightBank.load(tmp_path / "bank")
+    getattr(bank, name)[3] = 7
+    bank.save(tmp_path / "bank")
+    assert_equal(WeightBank.load(tmp_path / "bank"), bank)
+    assert not torch.equal(getattr(bank, name), getattr(make_bank(), name))
 
 
 def test_other_names_or_precision_are_written_anew(saved: Path) -> None:
@@ -599,7 +620,7 @@ def set_shard(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (set_field("shards", []), r"'shards' is \[\]"),
         (set_field("shards", "all"), "'shards' is 'all'"),
         (set_field("shards", [3]), "names the shard None"),
-        (lambda m: m["shards"].append(m["shards"][0]), "lists a shard twice"),
+        (lambda m: m["shards"].append(m["shards"][0]), "announces 10 entries, .* hold 14"),
         (set_shard("file", "../bank-0123456789abcdef.safetensors"), r"names the shard '\.\./bank"),
         (set_shard("file", "/etc/bank-0123456789abcdef.safetensors"), "names the shard '/etc"),
         (set_shard("file", "..\\bank-0123456789abcdef.safetensors"), "names the shard"),
