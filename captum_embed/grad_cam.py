@@ -41,7 +41,7 @@ from captum_embed.layouts import (
 )
 from captum_embed.map_functions import MapFunction, over_space, weighted_sum
 from captum_embed.weight_bank import WeightBank
-from captum_embed.weight_bank.compatibility import require_fit, require_same_layer
+from captum_embed.weight_bank.compatibility import require_compatible, require_fit
 from captum_embed.weight_bank.neighbors import Neighbors, nearest_entries
 
 _WITHOUT_BANK = (
@@ -154,7 +154,14 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         self.grid = grid
         self.execution = execution
         if weight_bank is not None:
-            require_same_layer(weight_bank, self._embedding_func(), layer)
+            require_compatible(
+                weight_bank,
+                forward_func,
+                self._embedding_func(),
+                layer,
+                layout=layout,
+                prefix_tokens=prefix_tokens,
+            )
 
     @log_usage()
     def attribute(

@@ -2,6 +2,6 @@
 
 from captum_embed.weight_bank.bank import WeightBank
 from captum_embed.weight_bank.build import build_weight_bank
-from captum_embed.weight_bank.fingerprint import encoder_fingerprint
+from captum_embed.weight_bank.compatibility import encoder_fingerprint
 
 __all__ = ["WeightBank", "build_weight_bank", "encoder_fingerprint"]

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_embed.errors import BankFileError, BankMismatchError, InputError
+from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank.entries import (
     Entries,
+    StackedRows,
     checked_entries,
     converted_entries,
     joined_entries,
     require_finite,
+    version_of,
 )
-from captum_embed.weight_bank.search import nearest_rows
+from captum_embed.weight_bank.search import RowFacts, nearest_rows, require_queries, row_facts
+from captum_embed.weight_bank.selection import allowed_entries, selected_entries
 from captum_embed.weight_bank.storage import read_bank, write_bank
 
 
@@ -70,11 +72,13 @@ class WeightBank:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self._entries = checked_entries(embeddings, weights, labels, keys, metadata)
+        self._known_facts: tuple[tuple[int, ...], RowFacts] | None = None
 
     @classmethod
     def _of(cls, entries: Entries) -> WeightBank:
         bank = cls.__new__(cls)
         bank._entries = entries
+        bank._known_facts = None
         return bank
 
     def __len__(self) -> int:
@@ -132,12 +136,45 @@ class WeightBank:
         parts += [str(self._entries.weights.dtype).removeprefix("torch."), str(self.device)]
         return f"WeightBank({', '.join(parts)})"
 
-    def search(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    def __getitem__(
+        self, wanted: slice | int | Sequence[int] | Sequence[bool] | Tensor
+    ) -> WeightBank:
+        """A bank of some of the entries.
+
+        Args:
+            wanted: A mask (B,) of booleans, indices in the order wanted, a slice, or one index.
+
+        Returns:
+            The bank, with the labels, keys and metadata of these entries. Of a bank mapped from
+            files, shards that are wanted whole stay mapped, and are not written again.
+
+        Raises:
+            InputError: It selects nothing, entries that do not exist, or a key twice.
+
+        Example::
+
+            >>> import torch
+            >>> from captum_embed import WeightBank
+            >>> bank = WeightBank(torch.eye(3), torch.rand(3, 5), labels=[4, 4, 7])
+            >>> len(bank[bank.labels == 4])
+            2
+        """
+        return WeightBank._of(selected_entries(self._entries, wanted))
+
+    def search(
+        self,
+        queries: Tensor,
+        k: int = 1,
+        *,
+        exclude: Collection[str | int] | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The k entries nearest to each query, exactly, in bounded memory.
 
         Args:
             queries: Embeddings (Q, D), on any device.
-            k: Number of neighbours, 1 to ``len(bank)``.
+            k: Number of neighbours, 1 to the number of entries that are not excluded.
+            exclude: Keys (strings) or labels (integers) of entries that may not be found, such
+                as the query's own image.
 
         Returns:
             Euclidean distances (Q, k), ascending, and entry indices (Q, k), int64, on the
@@ -145,35 +182,52 @@ class WeightBank:
             comparison, returns squared distances.)
 
         Raises:
-            InputError: Queries are not a finite (Q, D) matrix, or k is out of range.
+            InputError: Queries are not a finite (Q, D) matrix, k is out of range, or there is
+                no entry of a key or label to exclude.
             BankMismatchError: Queries are of another width than the bank's embeddings.
+            BankFileError: An embedding in the bank became NaN or infinite.
 
         Example::
 
             >>> import torch
             >>> from captum_embed import WeightBank
-            >>> bank = WeightBank(torch.eye(3), torch.rand(3, 5))
+            >>> bank = WeightBank(torch.eye(3), torch.rand(3, 5), keys=["jay", "tern", "wren"])
             >>> bank.search(torch.tensor([[2.0, 0.0, 0.0]]), k=2)
             (tensor([[1.0000, 2.2361]]), tensor([[0, 1]]))
+            >>> bank.search(torch.tensor([[2.0, 0.0, 0.0]]), exclude=["jay"])
+            (tensor([[2.2361]]), tensor([[1]]))
         """
-        self._check_queries(queries)
-        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(self):
+        require_queries(queries, self.embedding_dim)
+        allowed = None if exclude is None else allowed_entries(self._entries, exclude)
+        count = len(self) if allowed is None else int(allowed.sum())
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= count:
+            rest = " that are not excluded" if count < len(self) else ""
             raise InputError(
-                f"k is {k!r} neighbours; expected an integer from 1 to {len(self)}, the number of "
-                "entries in the bank"
+                f"k is {k!r} neighbours; expected an integer from 1 to {count}, the number of "
+                f"entries in the bank{rest}"
             )
+        rows = self._entries.embeddings
         with torch.no_grad():
-            distances, indices = nearest_rows(queries.detach(), self._entries.embeddings, k)
-        dtype = torch.promote_types(queries.dtype, self._entries.embeddings.dtype)
+            distances, indices = nearest_rows(
+                queries.detach(), rows, k, facts=self._row_facts(), allowed=allowed
+            )
+        dtype = torch.promote_types(queries.dtype, rows.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
         return distances.to(dtype).to(queries.device), indices.to(queries.device)
 
-    def transfer(self, queries: Tensor, k: int = 1) -> Tensor:
+    def transfer(
+        self,
+        queries: Tensor,
+        k: int = 1,
+        *,
+        exclude: Collection[str | int] | Tensor | None = None,
+    ) -> Tensor:
         """Grad-weights for each query: the mean over its k nearest entries.
 
         Args:
             queries: Embeddings (Q, D), on any device.
-            k: Number of neighbours, 1 to ``len(bank)``.
+            k: Number of neighbours, as in :meth:`search`.
+            exclude: Keys or labels of entries to borrow nothing from, as in :meth:`search`.
 
         Returns:
             Shape (Q, C), in single precision or better, on the queries' device.
@@ -181,8 +235,9 @@ class WeightBank:
         Raises:
             InputError: As :meth:`search`.
             BankMismatchError: As :meth:`search`.
+            BankFileError: As :meth:`search`, or grad-weights in the bank became NaN or infinite.
         """
-        return self.mean_weights(self.search(queries, k)[1])
+        return self.mean_weights(self.search(queries, k, exclude=exclude)[1])
 
     def mean_weights(self, indices: Tensor) -> Tensor:
         """Grad-weights averaged over entries.
@@ -192,13 +247,42 @@ class WeightBank:
 
         Returns:
             Shape (Q, C), in single precision or better, on the device of the indices.
+
+        Raises:
+            BankFileError: Grad-weights in the bank became NaN or infinite.
         """
+        places = indices.to(self.device)
         weights = self._entries.weights
         dtype = torch.promote_types(weights.dtype, torch.float32)
         total = torch.zeros(len(indices), self.num_channels, dtype=dtype, device=self.device)
-        for place in indices.to(self.device).unbind(1):
+        for place in places.unbind(1):
             total += weights.take(place)
+        if not torch.isfinite(total).all():
+            self._refuse_unless_finite("grad-weights", weights, places.unique())
         return (total / indices.shape[1]).to(indices.device)
+
+    def _row_facts(self) -> RowFacts:
+        """Computed at the first search, and again where embeddings were changed in place."""
+        rows = self._entries.embeddings
+        versions = tuple(version_of(part) for part in rows.parts)
+        known = self._known_facts
+        if known is None or known[0] != versions:
+            facts = row_facts(rows)
+            odd = (~torch.isfinite(facts.norms)).nonzero()[:, 0].to(self.device)
+            self._refuse_unless_finite("embedding", rows, odd)
+            known = self._known_facts = versions, facts
+        return known[1]
+
+    def _refuse_unless_finite(self, what: str, rows: StackedRows, indices: Tensor) -> None:
+        # Large numbers have infinite squares and sums, and are no error.
+        wrong = indices[~torch.isfinite(rows.take(indices)).all(1)]
+        if len(wrong):
+            index = int(wrong[0])
+            name = f" (key '{self.keys[index]}')" if self.keys else ""
+            raise BankFileError(
+                f"the {what} of entry {index}{name} of the weight bank holds NaN or infinite "
+                "values; load the bank with verify=True to look for more, and build it again"
+            )
 
     def to(
         self,
@@ -237,12 +321,17 @@ class WeightBank:
         return WeightBank._of(converted_entries(self._entries, device, dtype))
 
     @staticmethod
-    def concat(banks: Sequence[WeightBank]) -> WeightBank:
+    def concat(banks: Sequence[WeightBank], keys: Sequence[str] | None = None) -> WeightBank:
         """One bank with the entries of several, in order; nothing is copied.
 
+        Saved where one of them was loaded from, it adds files for the others' entries and
+        leaves those of the first as they are.
+
         Args:
-            banks: At least one; of equal dimensions, dtypes, device, layer and encoder
-                fingerprint, and with labels and keys in all of them or in none.
+            banks: At least one; of equal dimensions, dtypes, device, layer, direction, layout
+                and encoder fingerprint, and with labels and keys in all of them or in none.
+            keys: Names for the entries of the joined bank, in order. Default: their own, which
+                must differ between the banks.
 
         Returns:
             The bank. Of the metadata it keeps what all agree on.
@@ -250,7 +339,7 @@ class WeightBank:
         Raises:
             InputError: There is no bank, a key occurs twice, or labels, keys, dtypes or devices
                 differ.
-            BankMismatchError: Dimensions, layers or encoders differ.
+            BankMismatchError: Dimensions, layers, encoders, directions or layouts differ.
 
         Example::
 
@@ -263,7 +352,7 @@ class WeightBank:
         banks = list(banks)
         if not banks:
             raise InputError("banks is empty; expected at least one WeightBank")
-        return WeightBank._of(joined_entries([bank._entries for bank in banks]))
+        return WeightBank._of(joined_entries([bank._entries for bank in banks], keys))
 
     def save(self, path: str | os.PathLike[str], max_shard_size: int | str = "2GB") -> None:
         """Writes the bank as safetensors shards with a manifest, or replaces one, in one step.
@@ -313,23 +402,3 @@ class WeightBank:
             require_finite(f"embeddings in {path}", entries.embeddings, BankFileError)
             require_finite(f"weights in {path}", entries.weights, BankFileError)
         return cls._of(entries)
-
-    def _check_queries(self, queries: Any) -> None:
-        shape = tuple(queries.shape) if isinstance(queries, Tensor) else None
-        if shape is None or len(shape) != 2 or not queries.is_floating_point():
-            given = type(queries).__name__ if shape is None else f"{queries.dtype} of shape {shape}"
-            hint = "; for a single query pass query[None]" if shape and len(shape) == 1 else ""
-            raise InputError(
-                f"queries are {given}; expected floating-point embeddings "
-                f"(Q, {self.embedding_dim}){hint}"
-            )
-        if shape[1] != self.embedding_dim:
-            raise BankMismatchError(
-                f"queries have {shape[1]} numbers each, and the bank's embeddings "
-                f"{self.embedding_dim}; embed the queries with the network the bank was built "
-                "with, or build a bank with this one"
-            )
-        finite = torch.isfinite(queries).all(1)
-        if not finite.all():
-            row = int((~finite).nonzero()[0])
-            raise InputError(f"query {row} holds NaN or infinite values; check its image")

@@ -22,9 +22,9 @@ from captum_embed.metric_forwards import MetricForward, mean_of_nonzero
 from captum_embed.similarity_forward import SimilarityForward
 from captum_embed.weight_bank.bank import WeightBank
 from captum_embed.weight_bank.class_sums import AllTuples
+from captum_embed.weight_bank.compatibility import encoder_fingerprint
 from captum_embed.weight_bank.encoder_runs import EncoderRuns
 from captum_embed.weight_bank.entries import checked_keys
-from captum_embed.weight_bank.fingerprint import encoder_fingerprint
 from captum_embed.weight_bank.images import ImageSource
 from captum_embed.weight_bank.mining import (
     NUM_TUPLES,

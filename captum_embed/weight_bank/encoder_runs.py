@@ -14,7 +14,7 @@ from captum_embed.encoder_forward import embedding_vectors
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import LayerExecution, layer_gradients, layer_name, run_layer
 from captum_embed.layouts import Layout, channels_first, checked_layout, require_layout
-from captum_embed.weight_bank.fingerprint import unwrapped
+from captum_embed.weight_bank.compatibility import unwrapped
 from captum_embed.weight_bank.images import ImageBatch
 
 

@@ -2,30 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_embed.errors import BankMismatchError, InputError
-from captum_embed.weight_bank.rows import StackedRows
+from captum_embed.weight_bank.manifest import Shard
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _ROWS_AT_ONCE = 2**16
 
 
+class StackedRows:
+    """A matrix (B, D) kept as tensors (B_1, D), (B_2, D), ..., which are never joined.
+
+    Args:
+        parts: Matrices of one width, dtype and device, at least one; kept, not copied.
+
+    Example::
+
+        >>> import torch
+        >>> rows = StackedRows([torch.zeros(2, 3), torch.ones(1, 3)])
+        >>> rows.shape
+        (3, 3)
+        >>> rows.take(torch.tensor([2, 0]))
+        tensor([[1., 1., 1.],
+                [0., 0., 0.]])
+    """
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts = tuple(parts)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows B and width D."""
+        return len(self), self.parts[0].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of every part."""
+        return self.parts[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of every part."""
+        return self.parts[0].device
+
+    def joined(self) -> Tensor:
+        """One tensor (B, D): the part itself where there is one, otherwise a copy."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Rows of the given indices (...), as (..., D)."""
+        if len(self.parts) == 1:
+            return self.parts[0][indices]
+        taken = self.parts[0].new_empty((*indices.shape, self.shape[1]))
+        for start, part in self._starts():
+            here = (indices >= start) & (indices < start + len(part))
+            taken[here] = part[indices[here] - start]
+        return taken
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Views of at most ``size`` rows, in order, each with the index of its first row."""
+        for start, part in self._starts():
+            for offset in range(0, len(part), size):
+                yield start + offset, part[offset : offset + size]
+
+    def between(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop (exclusive), without a copy where they lie in one part."""
+        found = [
+            part[max(start - first, 0) : stop - first]
+            for first, part in self._starts()
+            if first < stop and start < first + len(part)
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def select(self, indices: Tensor) -> StackedRows:
+        """The rows of ascending indices (K,), in parts as here; a part wanted whole is kept."""
+        selected = []
+        for start, part in self._starts():
+            here = indices[(indices >= start) & (indices < start + len(part))] - start
+            if len(here):
+                selected.append(part if len(here) == len(part) else part[here])
+        return StackedRows(selected)
+
+    def to(self, device: torch.device | str | int | None, dtype: torch.dtype | None) -> StackedRows:
+        """The same rows elsewhere or in another precision; a part that fits is kept."""
+        return StackedRows([part.to(device=device, dtype=dtype) for part in self.parts])
+
+    def _starts(self) -> Iterator[tuple[int, Tensor]]:
+        start = 0
+        for part in self.parts:
+            yield start, part
+            start += len(part)
+
+
+@dataclass(frozen=True)
+class SavedShard:
+    """A file of a saved bank, never changed once it has its name, and what was loaded from it.
+
+    ``versions`` are those of its embeddings and weights then: they tell of changes in place.
+    """
+
+    path: Path
+    record: Shard
+    labels: Tensor | None
+    versions: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Entries:
-    """Rows (B, D) and (B, C), labels (B,), keys and metadata, all checked."""
+    """Rows (B, D) and (B, C), labels (B,), keys and metadata, all checked.
+
+    ``files`` names, part by part, the file that holds exactly these entries, if there is one.
+    """
 
     embeddings: StackedRows
     weights: StackedRows
     labels: Tensor | None
     keys: tuple[str, ...] | None
     metadata: dict[str, str]
+    files: tuple[SavedShard | None, ...] = (None,)
 
 
 def checked_entries(
@@ -75,6 +180,7 @@ def converted_entries(
         labels=None if entries.labels is None else entries.labels.to(device=device),
         keys=entries.keys,
         metadata=entries.metadata,
+        files=(None,) * len(entries.embeddings.parts),
     )
     if dtype is not None:
         _require_room("embeddings", entries.embeddings, converted.embeddings)
@@ -82,23 +188,37 @@ def converted_entries(
     return converted
 
 
-def joined_entries(all_entries: Sequence[Entries]) -> Entries:
+def version_of(tensor: Tensor) -> int:
+    """Counts changes in place; those through ``.data`` and other libraries are not seen."""
+    # Tensors made in inference mode do not count, and cannot be changed outside it.
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def joined_entries(all_entries: Sequence[Entries], new_keys: Sequence[str] | None) -> Entries:
     """All entries in order, without a copy; of the metadata, what all agree on.
 
     Raises:
         InputError: A key occurs twice, or labels, keys, dtypes or devices differ.
-        BankMismatchError: Dimensions, layers or encoders differ.
+        BankMismatchError: Dimensions, layers, encoders, directions or layouts differ.
     """
+    if new_keys is not None:
+        # Their files hold the earlier names.
+        all_entries = [
+            replace(entries, keys=None, files=(None,) * len(entries.files))
+            for entries in all_entries
+        ]
     first = all_entries[0]
     for place, entries in enumerate(all_entries[1:], start=1):
         _require_joinable(place, entries, first)
     labels = [entries.labels for entries in all_entries if entries.labels is not None]
-    keys = [key for entries in all_entries for key in entries.keys or ()]
+    keys = _joined_keys(all_entries) if new_keys is None else new_keys
+    count = sum(len(entries.embeddings) for entries in all_entries)
     return Entries(
         embeddings=StackedRows([part for one in all_entries for part in one.embeddings.parts]),
         weights=StackedRows([part for one in all_entries for part in one.weights.parts]),
         labels=torch.cat(labels) if labels else None,
-        keys=checked_keys(keys, len(keys)) if keys else None,
+        keys=None if keys is None else checked_keys(keys, count),
+        files=tuple(file for entries in all_entries for file in entries.files),
         metadata={
             name: value
             for name, value in first.metadata.items()
@@ -190,9 +310,26 @@ def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
     return checked
 
 
+def _joined_keys(all_entries: Sequence[Entries]) -> list[str] | None:
+    bank_of: dict[str, int] = {}
+    for place, entries in enumerate(all_entries):
+        for key in entries.keys or ():
+            if key in bank_of:
+                raise InputError(
+                    f"key {key!r} is in bank {bank_of[key]} and in bank {place}; give the joined "
+                    "bank names of its own, with concat(banks, keys=[...])"
+                )
+            bank_of[key] = place
+    return list(bank_of) or None
+
+
 def _require_joinable(place: int, entries: Entries, first: Entries) -> None:
     for facts, error, advice in (
-        (_network_facts, BankMismatchError, "only banks of one network and layer can be joined"),
+        (
+            _network_facts,
+            BankMismatchError,
+            "only banks of one network, layer and direction can be joined",
+        ),
         (_tensor_facts, InputError, "make them alike first, with .to(...) or a new WeightBank"),
     ):
         theirs = facts(first)
@@ -207,6 +344,9 @@ def _network_facts(entries: Entries) -> dict[str, Any]:
         "num_channels": entries.weights.shape[1],
         "layer": entries.metadata.get("layer"),
         "encoder_fingerprint": entries.metadata.get("encoder_fingerprint"),
+        "explains": entries.metadata.get("explains"),
+        "layout": entries.metadata.get("layout", "channels_first"),
+        "prefix_tokens": entries.metadata.get("prefix_tokens", "0"),
     }
 
 

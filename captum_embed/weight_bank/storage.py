@@ -1,48 +1,62 @@
 """A weight bank on disk: a directory of safetensors shards and a manifest. No pickle anywhere.
 
-A bank is written beside its final name and renamed when complete, so a save that fails or is
-interrupted leaves nothing under that name, and an earlier bank there as it was.
+A shard is named after its content and never changed. The manifest names the shards, and is
+replaced last, by one rename: at any moment the directory is the earlier bank or the new one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import Tensor
 
 from captum_embed.errors import BankFileError, InputError
-from captum_embed.weight_bank.entries import DTYPES, Entries
+from captum_embed.weight_bank.entries import (
+    Entries,
+    SavedShard,
+    StackedRows,
+    checked_keys,
+    version_of,
+)
 from captum_embed.weight_bank.manifest import (
     MANIFEST_NAME,
+    NETWORK_FACTS,
     Manifest,
-    Shard,
-    is_bank_file,
+    is_shard_name,
+    library_versions,
     read_manifest,
     shard_name,
 )
-from captum_embed.weight_bank.rows import StackedRows
+from captum_embed.weight_bank.shards import (
+    decoded_keys,
+    shard_tensors,
+    tensors_between,
+    write_shard,
+)
 
-_DTYPES = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
-
-def library_versions() -> dict[str, str]:
-    """Versions of the packages that shape a bank."""
-    return {package: _version(package) for package in ("captum_embed", "safetensors", "torch")}
+# What else a bank's directory holds while it is saved.
+_LOCK_NAME = ".lock"
+_UNFINISHED = ".unfinished"
+_LOCK_SECONDS = 600.0
+# How often a reader starts again because the bank was replaced under it.
+_READ_ATTEMPTS = 100
 
 
 def write_bank(path: str | os.PathLike[str], entries: Entries, max_shard_size: int | str) -> None:
     """Writes a bank, or replaces one, in one step.
+
+    Entries that are a file of a saved bank keep that file. Of two savers the later one waits,
+    and replaces what the earlier one saved.
 
     Args:
         path: Directory to write; an existing one must be empty, or a bank and nothing else.
@@ -52,21 +66,26 @@ def write_bank(path: str | os.PathLike[str], entries: Entries, max_shard_size: i
 
     Raises:
         InputError: The path is taken by something else, or the size is not one.
+        BankFileError: The disk is full, the directory cannot be written, or another process
+            does not stop saving there.
     """
     # Links are followed, so that the new bank lies on the disk of the one it replaces.
-    final = Path(os.path.realpath(path))
+    folder = Path(os.path.realpath(path))
     size = _bytes(max_shard_size)
-    _require_replaceable(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    unfinished = final.with_name(f".{final.name}.{token}.unfinished")
-    unfinished.mkdir()
+    _require_replaceable(folder)
     try:
-        _write_files(unfinished, entries, size)
-        _put_in_place(unfinished, final, final.with_name(f".{final.name}.{token}.previous"))
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        with _locked(folder):
+            _remove_unlisted(folder)
+            try:
+                _write_files(folder / _UNFINISHED, entries, size)
+                _publish(folder / _UNFINISHED, folder)
+            finally:
+                _remove_unlisted(folder)
+    except (OSError, SafetensorError) as error:
+        raise BankFileError(
+            f"the weight bank could not be saved as {folder} ({error}); what was there before is "
+            "unchanged: make room or give another path, and save again"
+        ) from error
 
 
 def read_bank(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> Entries:
@@ -86,33 +105,49 @@ def read_bank(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> Entr
         BankFileError: A file is missing, truncated, altered or of another format; it says which.
     """
     folder = Path(path)
-    manifest = read_manifest(folder)
-    for shard in manifest.shards:
-        _require_intact(folder / shard.file, shard, verify)
-    opened = [_shard_tensors(folder / shard.file, shard, manifest) for shard in manifest.shards]
+    for _ in range(_READ_ATTEMPTS):
+        before = _identity(folder / MANIFEST_NAME)
+        manifest = read_manifest(folder)
+        try:
+            return _entries(folder, manifest, mmap=mmap, verify=verify)
+        except BankFileError:
+            # Unless the bank was replaced meanwhile, and the files of this manifest removed.
+            if _identity(folder / MANIFEST_NAME) == before:
+                raise
+    raise BankFileError(f"{folder} is replaced again and again; load it when its writer is done")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _entries(folder: Path, manifest: Manifest, *, mmap: bool, verify: bool) -> Entries:
+    opened = [
+        shard_tensors(folder / shard.file, shard, manifest, verify) for shard in manifest.shards
+    ]
     rows = {}
     for name in ("embeddings", "weights"):
         parts = [tensors[name] for tensors in opened]
         rows[name] = StackedRows(parts if mmap else [_in_memory(parts)])
-    network = {"layer": manifest.layer, "encoder_fingerprint": manifest.encoder_fingerprint}
-    known = {name: value for name, value in network.items() if value is not None}
-    keys: list[str] = []
-    for shard, tensors in zip(manifest.shards, opened, strict=True):
-        if manifest.has_keys:
-            keys.extend(_decoded(folder / shard.file, tensors["keys"], tensors["key_ends"]))
+    facts = {name: getattr(manifest, name) for name in NETWORK_FACTS}
+    files = [
+        SavedShard(
+            folder / shard.file, shard, t.get("labels"), _versions(t["embeddings"], t["weights"])
+        )
+        for shard, t in zip(manifest.shards, opened, strict=True)
+    ]
     return Entries(
         **rows,
         labels=torch.cat([t["labels"] for t in opened]) if manifest.has_labels else None,
-        keys=tuple(keys) if manifest.has_keys else None,
-        metadata={**manifest.metadata, **known},
+        keys=_all_keys(folder, manifest, opened) if manifest.has_keys else None,
+        metadata=manifest.metadata
+        | {name: fact for name, fact in facts.items() if fact is not None},
+        files=tuple(files) if mmap else (None,),
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _bytes(size: int | str) -> int:
@@ -135,13 +170,14 @@ def _require_replaceable(path: Path) -> None:
     if not path.is_dir():
         raise InputError(f"{path} is a file; a weight bank is a directory: give another path")
     names = sorted(entry.name for entry in path.iterdir())
-    foreign = [name for name in names if not is_bank_file(name)]
+    own = {MANIFEST_NAME, _LOCK_NAME, _UNFINISHED}
+    foreign = [name for name in names if name not in own and not is_shard_name(name)]
     if foreign:
         raise InputError(
             f"{path} holds a file that is not a weight bank's ({foreign[0]}), which saving would "
             "delete: give another path, or move it away"
         )
-    if names:
+    if MANIFEST_NAME in names:
         try:
             read_manifest(path)
         except BankFileError as error:
@@ -151,14 +187,58 @@ def _require_replaceable(path: Path) -> None:
             ) from error
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Makes the directory and keeps other savers out; a directory left empty is removed."""
+    existed = folder.is_dir()
+    lock = FileLock(folder / _LOCK_NAME, timeout=_LOCK_SECONDS)
+    while not lock.is_locked:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BankFileError(
+                f"{folder} has been in the hands of another saver for {_LOCK_SECONDS:.0f} s; save "
+                f"again when it is done, or remove {folder / _LOCK_NAME} if there is none"
+            ) from None
+        except FileNotFoundError:
+            continue  # Another saver failed just now, and removed the directory it had made.
+    try:
+        yield
+    finally:
+        # Before it is released: who waits for it finds it gone, and makes a new one.
+        with suppress(OSError):
+            os.unlink(folder / _LOCK_NAME)
+        lock.release()
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _remove_unlisted(folder: Path) -> None:
+    """Removes what the manifest does not name: the earlier bank, or a save cut short."""
+    listed = set()
+    if (folder / MANIFEST_NAME).exists():
+        listed = {shard.file for shard in read_manifest(folder).shards}
+    shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+    for entry in folder.iterdir():
+        if is_shard_name(entry.name) and entry.name not in listed:
+            # Windows keeps a file that is mapped; the next save removes it.
+            with suppress(OSError):
+                entry.unlink()
+
+
 def _write_files(folder: Path, entries: Entries, max_bytes: int) -> None:
-    spans = list(_spans(entries, max_bytes))
+    folder.mkdir()
     shards = []
-    for number, (start, stop) in enumerate(spans, start=1):
-        path = folder / shard_name(number, len(spans))
-        save_file(_tensors_between(entries, start, stop), path, metadata={"format": "pt"})
-        shards.append(Shard(path.name, stop - start, path.stat().st_size, _sha256(path)))
+    for start, stop, saved in _spans(entries, max_bytes):
+        labels = None if entries.labels is None else entries.labels[start:stop].cpu()
+        if saved is not None and _kept(saved, labels, folder):
+            shards.append(saved.record)
+        else:
+            shards.append(write_shard(folder, tensors_between(entries, start, stop)))
     metadata = dict(entries.metadata)
+    facts = {name: metadata.pop(name, None) for name in NETWORK_FACTS}
     manifest = Manifest(
         num_entries=entries.embeddings.shape[0],
         embedding_dim=entries.embeddings.shape[1],
@@ -167,8 +247,7 @@ def _write_files(folder: Path, entries: Entries, max_bytes: int) -> None:
         weight_dtype=str(entries.weights.dtype).removeprefix("torch."),
         has_labels=entries.labels is not None,
         has_keys=entries.keys is not None,
-        layer=metadata.pop("layer", None),
-        encoder_fingerprint=metadata.pop("encoder_fingerprint", None),
+        **facts,
         metadata=metadata,
         library_versions=library_versions(),
         shards=tuple(shards),
@@ -181,100 +260,63 @@ def _write_files(folder: Path, entries: Entries, max_bytes: int) -> None:
         _flush_to_disk(file)
 
 
-def _spans(entries: Entries, max_bytes: int) -> Iterator[tuple[int, int]]:
-    count, dim = entries.embeddings.shape
-    entry = dim * entries.embeddings.dtype.itemsize
-    entry += entries.weights.shape[1] * entries.weights.dtype.itemsize
+def _kept(saved: SavedShard, labels: Tensor | None, folder: Path) -> bool:
+    """Whether the file need not be written, being in the bank or linked into the new one."""
+    target = folder.parent / saved.path.name
+    if saved.path.name != shard_name(saved.record.sha256):
+        return False  # Version 1: the name does not tell the content.
+    if labels is not None and saved.labels is not None and not labels.equal(saved.labels):
+        return False
+    if target.exists():
+        return target.stat().st_size == saved.record.num_bytes
+    try:
+        os.link(saved.path, folder / saved.path.name)
+    except OSError:
+        return False  # Another disk, or the file is gone: its content is still mapped.
+    return True
+
+
+def _publish(unfinished: Path, folder: Path) -> None:
+    shards = [file.name for file in unfinished.iterdir() if file.name != MANIFEST_NAME]
+    for name in shards:
+        os.replace(unfinished / name, folder / name)
+    _flush_to_disk(folder)
+    os.replace(unfinished / MANIFEST_NAME, folder / MANIFEST_NAME)
+    _flush_to_disk(folder)
+
+
+def _versions(embeddings: Tensor, weights: Tensor) -> tuple[int, int]:
+    return version_of(embeddings), version_of(weights)
+
+
+def _spans(entries: Entries, max_bytes: int) -> Iterator[tuple[int, int, SavedShard | None]]:
+    """Start and stop of each shard, and the file that was loaded for it, if any."""
+    entry = sum(
+        rows.shape[1] * rows.dtype.itemsize for rows in (entries.embeddings, entries.weights)
+    )
     entry += 8 if entries.labels is not None else 0
     if entries.keys is not None:
         entry += 8 + max(len(key.encode()) for key in entries.keys)
     step = max(1, max_bytes // entry)
-    for start in range(0, count, step):
-        yield start, min(start + step, count)
-
-
-def _tensors_between(entries: Entries, start: int, stop: int) -> dict[str, Tensor]:
-    tensors = {
-        # Copied where need be: safetensors refuses tensors that share memory.
-        "embeddings": entries.embeddings.between(start, stop).cpu().contiguous(),
-        "weights": entries.weights.between(start, stop).cpu().contiguous(),
-    }
-    storages = [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
-    if storages[0] == storages[1]:
-        tensors["weights"] = tensors["weights"].clone()
-    if entries.labels is not None:
-        tensors["labels"] = entries.labels[start:stop].cpu().clone()
-    if entries.keys is not None:
-        encoded = [key.encode() for key in entries.keys[start:stop]]
-        tensors["keys"] = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8)
-        tensors["key_ends"] = torch.tensor([len(key) for key in encoded]).cumsum(0)
-    return tensors
-
-
-def _put_in_place(unfinished: Path, final: Path, previous: Path) -> None:
-    if not final.exists():
-        unfinished.rename(final)
-        return
-    final.rename(previous)
-    try:
-        unfinished.rename(final)
-    except BaseException:
-        previous.rename(final)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
+    start = stop = 0
+    parts = zip(entries.embeddings.parts, entries.weights.parts, entries.files, strict=True)
+    for part, weights, file in parts:
+        if file and len(part) <= step and file.versions == _versions(part, weights):
+            yield from ((i, min(i + step, stop), None) for i in range(start, stop, step))
+            yield stop, stop + len(part), file
+            start = stop + len(part)
+        stop += len(part)
+    yield from ((i, min(i + step, stop), None) for i in range(start, stop, step))
 
 
 def _flush_to_disk(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _require_intact(path: Path, shard: Shard, verify: bool) -> None:
-    if not path.is_file():
-        raise BankFileError(f"{path} is missing, and the bank's manifest lists it")
-    size = path.stat().st_size
-    if size != shard.num_bytes:
-        wrong = "is truncated" if size < shard.num_bytes else "was altered"
-        raise BankFileError(f"{path} {wrong}: it has {size} bytes of {shard.num_bytes}")
-    if verify and _sha256(path) != shard.sha256:
-        raise BankFileError(
-            f"{path} was altered: its SHA-256 differs from the manifest's; copy or save it again"
-        )
-
-
-def _shard_tensors(path: Path, shard: Shard, manifest: Manifest) -> dict[str, Tensor]:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no handles of directories.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise BankFileError(f"{path} is not a readable safetensors file: {error}") from error
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "embeddings": ((shard.num_entries, manifest.embedding_dim), manifest.embedding_dtype),
-        "weights": ((shard.num_entries, manifest.num_channels), manifest.weight_dtype),
-    }
-    if manifest.has_labels:
-        expected["labels"] = (shard.num_entries,), "int64"
-    if manifest.has_keys:
-        expected["key_ends"] = (shard.num_entries,), "int64"
-        expected["keys"] = tuple(tensors["keys"].shape) if "keys" in tensors else (0,), "uint8"
-    found = {
-        name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-        for name, tensor in tensors.items()
-    }
-    if found != expected:
-        raise BankFileError(f"{path} holds {found}, and by the manifest it should be {expected}")
-    for name in (manifest.embedding_dtype, manifest.weight_dtype):
-        if name not in _DTYPES:
-            raise BankFileError(f"{path} holds {name}; expected one of {_DTYPES}")
-    return tensors
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _in_memory(parts: list[Tensor]) -> Tensor:
@@ -284,12 +326,11 @@ def _in_memory(parts: list[Tensor]) -> Tensor:
     return joined
 
 
-def _decoded(path: Path, joined: Tensor, ends: Tensor) -> list[str]:
-    stops = ends.tolist()
-    if stops != sorted(stops) or stops[0] < 0 or stops[-1] != len(joined):
-        raise BankFileError(f"{path} was altered: its keys do not add up")
-    text = joined.numpy().tobytes()
+def _all_keys(folder: Path, manifest: Manifest, opened: list[dict[str, Tensor]]) -> tuple[str, ...]:
+    keys: list[str] = []
+    for shard, tensors in zip(manifest.shards, opened, strict=True):
+        keys += decoded_keys(folder / shard.file, tensors["keys"], tensors["key_ends"])
     try:
-        return [text[i:j].decode() for i, j in zip([0, *stops[:-1]], stops, strict=True)]
-    except UnicodeDecodeError as error:
-        raise BankFileError(f"{path} was altered: a key is not text ({error})") from error
+        return checked_keys(keys, manifest.num_entries)
+    except InputError as error:
+        raise BankFileError(f"{folder}: {error}") from error

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial import KDTree
 
-from captum_embed.errors import BankMismatchError, InputError
+from captum_embed.errors import BankFileError, BankMismatchError, InputError
 from captum_embed.weight_bank import WeightBank
 
 
@@ -219,6 +219,9 @@ def test_concat_keeps_the_metadata_that_all_agree_on() -> None:
         (WeightBank(torch.ones(1, 4), torch.ones(1, 7)), BankMismatchError, "num_channels 7.* 6"),
         (random_bank(metadata={"layer": "b"}), BankMismatchError, "bank 1 has layer b, bank 0"),
         (random_bank(metadata={"encoder_fingerprint": "b"}), BankMismatchError, "fingerprint b"),
+        (random_bank(metadata={"explains": "loss"}), BankMismatchError, "explains loss, bank 0"),
+        (random_bank(metadata={"layout": "tokens"}), BankMismatchError, "layout tokens, bank 0"),
+        (random_bank(metadata={"prefix_tokens": "1"}), BankMismatchError, "prefix_tokens 1"),
         (random_bank().to(torch.float64), InputError, "dtype torch.float64"),
         (random_bank(labels=[1] * 20), InputError, "labels present"),
         (random_bank(keys=[str(i) for i in range(20)]), InputError, "keys present"),
@@ -234,6 +237,116 @@ def test_concat_refuses_banks_that_differ(
 def test_concat_refuses_no_banks_and_keys_that_repeat() -> None:
     with pytest.raises(InputError, match="banks is empty"):
         WeightBank.concat([])
-    bank = random_bank(2, keys=["a", "b"])
-    with pytest.raises(InputError, match="key 'a' occurs twice"):
-        WeightBank.concat([bank, bank])
+    first, second = (random_bank(2, keys=keys) for keys in (["a", "b"], ["c", "a"]))
+    with pytest.raises(InputError, match=r"'a' is in bank 0 and in bank 1.*keys=\[\.\.\.\]"):
+        WeightBank.concat([first, second])
+    joined = WeightBank.concat([first, second], keys=["a", "b", "c", "d"])
+    assert joined.keys == ("a", "b", "c", "d")
+    with pytest.raises(InputError, match="keys are 3 names; expected 4"):
+        WeightBank.concat([first, second], keys=["a", "b", "c"])
+    assert WeightBank.concat([random_bank(2), first], keys=list("abcd")).keys == tuple("abcd")
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        slice(3, 15, 4),
+        slice(None, None, -1),
+        [4, 1, -1],
+        np.array([0, 7]),
+        torch.tensor([2, 3, 5]),
+        torch.arange(20) % 3 == 0,
+        [index == 11 for index in range(20)],
+        6,
+    ],
+)
+def test_a_selection_of_entries_is_a_bank(wanted: Any) -> None:
+    names = [f"image {i}" for i in range(20)]
+    whole = random_bank(keys=names, labels=range(20), metadata={"layer": "features"})
+    parts = WeightBank.concat([random_bank(12, 1), random_bank(8, 2)], keys=names)
+    for bank in (whole, parts):
+        rows = np.atleast_1d(
+            np.arange(20)[np.asarray(wanted) if isinstance(wanted, list) else wanted]
+        ).copy()
+        selected = bank[wanted]
+        assert torch.equal(selected.embeddings, bank.embeddings[rows])
+        assert torch.equal(selected.weights, bank.weights[rows])
+        assert selected.keys == tuple(names[row] for row in rows)
+        assert dict(selected.metadata) == dict(bank.metadata)
+    assert whole[wanted].labels is not None
+    assert whole[wanted].labels.tolist() == rows.tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ([], "selection is empty"),
+        (torch.zeros(20, dtype=torch.bool), "selection is empty"),
+        ([True] * 19, r"mask .* 19.*20 entries"),
+        ([20], "entry 20"),
+        (-21, "entry -21"),
+        ([0.5], r"\[0\.5\] \(list\)"),
+        ("image 3", "str"),
+        ([[1, 2]], r"shape \(1, 2\)"),
+        ([3, 3], "key 'image 3' occurs twice"),
+        (None, "NoneType"),
+    ],
+)
+def test_refuses_selections_naming_what_is_wrong(wanted: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        random_bank(keys=[f"image {i}" for i in range(20)])[wanted]
+
+
+def test_excluded_entries_are_borrowed_by_no_query() -> None:
+    names = [f"image {i}" for i in range(20)]
+    bank = random_bank(keys=names, labels=[i % 4 for i in range(20)])
+    queries = random_queries()
+    for exclude, kept in (
+        (["image 3", "image 17"], [i for i in range(20) if i not in (3, 17)]),
+        ({2}, [i for i in range(20) if i % 4 != 2]),
+        (torch.tensor([0, 3]), [i for i in range(20) if i % 4 in (1, 2)]),
+        ((1, "image 0"), [i for i in range(20) if i % 4 != 1 and i != 0]),
+        ([], list(range(20))),
+    ):
+        distances, indices = bank.search(queries, 3, exclude=exclude)
+        expected_distances, expected = bank[kept].search(queries, 3)
+        assert torch.equal(indices, torch.tensor(kept)[expected])
+        assert torch.equal(distances, expected_distances)
+        assert torch.equal(
+            bank.transfer(queries, 3, exclude=exclude), bank[kept].transfer(queries, 3)
+        )
+
+
+@pytest.mark.parametrize(
+    ("exclude", "k", "message"),
+    [
+        (["image 99"], 1, "no entry has the key 'image 99'"),
+        ([7], 1, "no entry has the label 7"),
+        ("image 3", 1, r"exclude is 'image 3'; expected a collection"),
+        (3, 1, "exclude is 3; expected a collection"),
+        ([True], 1, "exclude holds True"),
+        ([1.0], 1, r"exclude holds 1\.0"),
+        ([0, 1, 2], 6, "k is 6 neighbours; .* 1 to 5, the number of entries .* not excluded"),
+        ([0, 1, 2, 3], 1, "all 20 entries are excluded"),
+    ],
+)
+def test_refuses_what_cannot_be_excluded(exclude: Any, k: int, message: str) -> None:
+    bank = random_bank(keys=[f"image {i}" for i in range(20)], labels=[i % 4 for i in range(20)])
+    with pytest.raises(InputError, match=message):
+        bank.transfer(random_queries(), k, exclude=exclude)
+
+
+def test_keys_and_labels_that_a_bank_does_not_have_cannot_be_excluded() -> None:
+    for exclude, message in ((["a"], "bank has no keys"), ([1], "bank has no labels")):
+        with pytest.raises(InputError, match=message):
+            random_bank().search(random_queries(), exclude=exclude)
+
+
+@pytest.mark.parametrize("name", ["embeddings", "weights"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_became_nan_are_refused_and_not_borrowed(name: str, value: float) -> None:
+    bank, queries = random_bank(keys=[f"image {i}" for i in range(20)]), random_queries()
+    bank.transfer(queries, 20)
+    getattr(bank, name)[7, 2] = value
+    with pytest.raises(BankFileError, match=r"entry 7 \(key 'image 7'\).*NaN or infinite"):
+        bank.transfer(queries, 20)

@@ -7,8 +7,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from captum_embed.weight_bank.rows import StackedRows
-from captum_embed.weight_bank.search import nearest_rows
+from captum_embed.weight_bank.entries import StackedRows
+from captum_embed.weight_bank.search import nearest_rows, row_facts
 
 
 def brute_force(queries: Tensor, rows: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,3 +125,75 @@ def test_no_temporary_exceeds_the_chunk() -> None:
         nearest_rows(queries, rows, 2, chunk_numbers=2000)
     # The whole table would have 60,000 numbers, the bank in float64 6,000.
     assert max(sizes) <= 4000
+
+
+def unit_rows(count: int, dim: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(count, dim, generator=generator))
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-3, 1.0, 1e15, 1e25])
+@pytest.mark.parametrize("spread", [1.0, 1e-5, 1e-9])
+def test_differences_that_single_precision_cannot_see_are_seen(spread: float, scale: float) -> None:
+    """A collapsed encoder, and embeddings of any size."""
+    noise = torch.randn(300, 24, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    rows = (unit_rows(1, 24).double() + spread * noise) * scale
+    queries = rows[::40] + spread * scale / 10 * noise[:8]
+    table = cdist(queries.numpy(), rows.numpy())
+    distances, indices = nearest_rows(queries, StackedRows([rows]), 5)
+    np.testing.assert_array_equal(indices.numpy(), table.argsort(axis=1, kind="stable")[:, :5])
+    np.testing.assert_allclose(distances.numpy(), np.sort(table, axis=1)[:, :5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_equal_rows_among_others_are_all_found_and_only_where_allowed(k: int) -> None:
+    distinct = unit_rows(30, 6)
+    rows = distinct[torch.randint(30, (200,), generator=torch.Generator().manual_seed(1))]
+    allowed = torch.rand(200, generator=torch.Generator().manual_seed(2)) < 0.6
+    queries = torch.cat([distinct[:7], unit_rows(5, 6, seed=3)])
+    table = cdist(queries.double().numpy(), rows.double().numpy())
+    for mask in (None, allowed):
+        distances, indices = nearest_rows(queries, StackedRows([rows]), k, allowed=mask)
+        masked = table if mask is None else np.where(mask.numpy(), table, np.inf)
+        # Equal rows are at equal distance, and cdist finds them so.
+        expected = masked.argsort(axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(indices.numpy(), expected)
+        np.testing.assert_allclose(distances.numpy(), np.take_along_axis(table, expected, 1))
+
+
+def test_facts_name_the_first_of_equal_rows_and_nothing_where_all_differ() -> None:
+    rows = unit_rows(9, 4)
+    assert row_facts(StackedRows([rows])).equals is None
+    # Equal norms alone make no rows equal.
+    flipped = torch.cat([rows, -rows[:2], rows[3:5]])
+    equals = row_facts(StackedRows([flipped[:6], flipped[6:]])).equals
+    assert equals is not None
+    assert equals.tolist() == [*range(9), 9, 10, 3, 4]
+
+
+@pytest.mark.parametrize("count", [1, 64])
+def test_many_equal_rows_are_compared_once(count: int) -> None:
+    """Not one difference for each pair: what is at hand is bounded by the rows that differ."""
+    rows = StackedRows([unit_rows(1, 8).repeat(5000, 1)])
+    facts, pairs = row_facts(rows), []
+    take = rows.take
+    rows.take = lambda indices: pairs.append(len(indices)) or take(indices)  # type: ignore[method-assign, func-returns-value]
+    _, indices = nearest_rows(unit_rows(count, 8, seed=4), rows, 3, facts=facts)
+    assert indices.tolist() == [[0, 1, 2]] * count
+    assert sum(pairs) == count
+
+
+def test_settings_that_make_products_rough_change_no_answer() -> None:
+    rows, queries = unit_rows(3000, 64), unit_rows(40, 64, seed=9)
+    expected = nearest_rows(queries, StackedRows([rows]), 4)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        rough = nearest_rows(queries, StackedRows([rows]), 4)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = nearest_rows(queries, StackedRows([rows]), 4)
+    for found in (rough, autocast):
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])

@@ -1,23 +1,39 @@
+import collections
+import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import os
 import pickle
+import shutil
+import signal
 import stat
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
+import captum_embed.weight_bank.shards as shards
 import captum_embed.weight_bank.storage as storage
 from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank import WeightBank
 
+FACTS = {
+    "layer": "features",
+    "encoder_fingerprint": "ab" * 32,
+    "explains": "match",
+    "layout": "channels_first",
+}
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -26,7 +42,7 @@ def make_bank(count: int = 10, seed: int = 0, **arguments: Any) -> WeightBank:
     defaults = {
         "labels": [i % 3 for i in range(count)],
         "keys": [f"vogel/größe {i}.jpg" for i in range(count)],
-        "metadata": {"layer": "features", "encoder_fingerprint": "ab" * 32, "seed": "0"},
+        "metadata": {**FACTS, "seed": "0"},
     }
     return WeightBank(
         torch.randn(count, 4, generator=generator),
@@ -54,6 +70,9 @@ def saved(tmp_path: Path) -> Path:
     make_bank().save(path, max_shard_size=350)
     assert len(list(path.glob("*.safetensors"))) == 3
     return path
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -101,9 +120,8 @@ def test_metadata_and_manifest_say_what_the_bank_is(saved: Path) -> None:
     assert dict(WeightBank.load(saved).metadata) == dict(make_bank().metadata)
     manifest = json.loads((saved / "manifest.json").read_text())
     assert manifest["format"] == "captum_embed.weight_bank"
-    assert manifest["version"] == 1
-    assert manifest["layer"] == "features"
-    assert manifest["encoder_fingerprint"] == "ab" * 32
+    assert manifest["version"] == 2
+    assert {name: manifest[name] for name in FACTS} == FACTS
     assert (manifest["num_entries"], manifest["embedding_dim"], manifest["num_channels"]) == (
         10,
         4,
@@ -116,13 +134,11 @@ def test_metadata_and_manifest_say_what_the_bank_is(saved: Path) -> None:
         content = (saved / shard["file"]).read_bytes()
         assert shard["num_bytes"] == len(content)
         assert shard["sha256"] == hashlib.sha256(content).hexdigest()
-    assert [shard["file"] for shard in manifest["shards"]] == [
-        f"bank-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
-    ]
+        assert shard["file"] == f"bank-{shard['sha256'][:16]}.safetensors"
 
 
 def test_any_reader_of_safetensors_can_read_a_shard(saved: Path) -> None:
-    tensors = load_file(saved / "bank-00001-of-00003.safetensors")
+    tensors = load_file(shard(saved, 0))
     count = len(tensors["embeddings"])
     assert torch.equal(tensors["embeddings"], make_bank().embeddings[:count])
     ends = tensors["key_ends"].tolist()
@@ -152,9 +168,9 @@ def test_mmap_leaves_the_entries_in_the_files_and_otherwise_nothing_stays_mapped
 
 
 def test_a_bank_can_be_saved_over_the_files_it_is_mapped_from(saved: Path) -> None:
-    WeightBank.load(saved).save(saved)
-    assert_equal(WeightBank.load(saved), make_bank())
-    assert sorted(os.listdir(saved)) == ["bank-00001-of-00001.safetensors", "manifest.json"]
+    WeightBank.load(saved).to(torch.float64).save(saved)
+    assert_equal(WeightBank.load(saved), make_bank().to(torch.float64))
+    assert len(os.listdir(saved)) == 2
     assert os.listdir(saved.parent) == ["bank"]
 
 
@@ -199,21 +215,31 @@ def test_refuses_shard_sizes_that_are_none(tmp_path: Path, size: Any) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), BankFileError),
+        (SafetensorError("I/O error: No space left on device"), BankFileError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
 @pytest.mark.parametrize("exists", [False, True])
-@pytest.mark.parametrize("failing", ["save_file", "_sha256", "_flush_to_disk"])
+@pytest.mark.parametrize("failing", ["save_file", "_sha256", "_flush_to_disk", "replace"])
 def test_a_save_that_fails_leaves_nothing_new_and_what_was_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     failing: str,
     exists: bool,
     error: BaseException,
+    raised: type[BaseException],
 ) -> None:
     path = tmp_path / "bank"
     earlier = make_bank(4, seed=9)
     if exists:
         earlier.save(path)
-    real, calls = getattr(storage, failing), []
+    files = sorted(path.glob("*"))
+    owner = {"replace": os, "_flush_to_disk": storage}.get(failing, shards)
+    real, calls = getattr(owner, failing), []
 
     def fail_at_the_second(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
@@ -221,38 +247,238 @@ def test_a_save_that_fails_leaves_nothing_new_and_what_was_there(
             raise error
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(storage, failing, fail_at_the_second)
-    with pytest.raises(type(error)):
+    monkeypatch.setattr(owner, failing, fail_at_the_second)
+    with pytest.raises(raised, match="No space left" if raised is BankFileError else None):
         make_bank().save(path, max_shard_size=350)
     monkeypatch.undo()
     assert os.listdir(tmp_path) == (["bank"] if exists else [])
+    assert sorted(path.glob("*")) == files
     if exists:
         assert_equal(WeightBank.load(path), earlier)
 
 
-def test_a_save_that_fails_between_the_renames_puts_the_earlier_bank_back(
+def in_another_process(task: Callable[[], Any]) -> int:
+    """Process id; it exits with 0 if the task ends without an exception."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            task()
+            os._exit(0)
+        os._exit(1)
+    return child
+
+
+def exit_code(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@needs_fork
+def test_a_file_that_the_system_refuses_is_an_error_that_says_so(saved: Path) -> None:
+    def save() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        with pytest.raises(BankFileError, match=r"File too large.*is unchanged"):
+            WeightBank(torch.randn(500, 64), torch.randn(500, 64)).save(saved)
+
+    assert exit_code(in_another_process(save)) == 0
+    assert_equal(WeightBank.load(saved), make_bank())
+    assert len(os.listdir(saved)) == 4
+
+
+def dying_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, the process dies in place of the step-th call that changes the disk."""
+    calls = itertools.count(1)
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: os._exit(9) if next(calls) == step else real(*args, **kwargs)
+
+    for owner, name in (
+        *((os, name) for name in ("replace", "link", "unlink", "mkdir", "rmdir", "fsync")),
+        (shards, "save_file"),
+    ):
+        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+
+
+@needs_fork
+@pytest.mark.parametrize("exists", [False, True])
+def test_killed_at_any_point_leaves_the_old_bank_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    """Every call that changes the disk is the last one of some process."""
+    path = tmp_path / "bank"
+
+    def save(step: int) -> None:
+        dying_at(step, monkeypatch)
+        make_bank(5).save(path, max_shard_size=200)
+
+    counts = []
+    for step in itertools.count(1):
+        shutil.rmtree(path, ignore_errors=True)
+        if exists:
+            make_bank(9).save(path, max_shard_size=200)
+        code = exit_code(in_another_process(lambda step=step: save(step)))  # type: ignore[misc]
+        complete = exists or (path / "manifest.json").exists()
+        counts.append(len(WeightBank.load(path)) if complete else 0)
+        # Whatever was left, the next save goes through and tidies up.
+        make_bank(2).save(path)
+        assert_equal(WeightBank.load(path), make_bank(2))
+        assert len(os.listdir(path)) == 2
+        assert os.listdir(tmp_path) == ["bank"]
+        if code == 0:
+            break
+        assert code == 9
+    assert len(counts) > 15
+    assert set(counts) == {9 if exists else 0, 5}
+    assert counts == sorted(counts, reverse=exists)
+
+
+@needs_fork
+def test_a_reader_sees_the_old_bank_or_the_new_one_while_they_are_saved(tmp_path: Path) -> None:
+    path = tmp_path / "bank"
+    banks = [make_bank(6, seed=1), make_bank(9, seed=2)]
+    banks[0].save(path)
+
+    def write() -> None:
+        for bank in itertools.cycle(banks):
+            bank.save(path, max_shard_size=200)
+
+    writer = in_another_process(write)
+    try:
+        seen = collections.Counter[int]()
+        for number in range(int(os.environ.get("BANK_LOADS", 300))):
+            loaded = WeightBank.load(path, mmap=number % 2 == 0)
+            assert_equal(loaded, banks[len(loaded) == 9])
+            seen[len(loaded)] += 1
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        assert exit_code(writer) == -signal.SIGKILL
+    assert set(seen) == {6, 9}
+    assert len(WeightBank.load(path)) in seen
+
+
+@needs_fork
+def test_savers_at_once_take_turns(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "bank"
+    banks = [make_bank(count, seed=count) for count in (4, 5, 6)]
+    savers = [
+        in_another_process(lambda bank=bank: [bank.save(path, 150) for _ in range(15)])  # type: ignore[misc]
+        for bank in banks
+    ]
+    assert [exit_code(saver) for saver in savers] == [0, 0, 0]
+    loaded = WeightBank.load(path)
+    assert_equal(loaded, banks[len(loaded) - 4])
+    assert len(os.listdir(path)) == 1 + len(
+        json.loads((path / "manifest.json").read_text())["shards"]
+    )
+    assert os.listdir(path.parent) == ["bank"]
+
+
+def test_savers_in_threads_take_turns_and_one_that_fails_harms_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bank"
-    make_bank(4).save(path)
-    real = Path.rename
+    real = shards.save_file
 
-    def rename(self: Path, target: Path) -> Path:
-        if self.name.endswith(".unfinished"):
-            raise OSError("no")
-        return real(self, target)
+    def save_file(tensors: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> None:
+        if len(tensors["embeddings"]) == 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(OSError, match="no"):
-        make_bank().save(path)
-    assert os.listdir(tmp_path) == ["bank"]
-    assert len(WeightBank.load(path)) == 4
+    monkeypatch.setattr(shards, "save_file", save_file)
+
+    def attempt(number: int) -> str:
+        try:
+            make_bank(7 if number % 2 else 3).save(path)
+        except BankFileError:
+            return "refused"
+        return "saved"
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(attempt, range(24)))
+    assert results == ["saved", "refused"] * 12
+    assert_equal(WeightBank.load(path), make_bank(3))
+    assert len(os.listdir(path)) == 2
 
 
-def test_the_earlier_bank_of_a_killed_save_is_named(saved: Path) -> None:
-    saved.rename(saved.with_name(".bank.0123abcd.previous"))
-    with pytest.raises(BankFileError, match=r"interrupted save left .*\.bank\.0123abcd\.previous"):
-        WeightBank.load(saved)
+def test_a_saver_that_never_ends_is_an_error_that_names_the_lock(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_LOCK_SECONDS", 0.05)
+    with FileLock(saved / ".lock"), pytest.raises(BankFileError, match=r"another saver.*\.lock"):
+        make_bank(3).save(saved)
+    assert_equal(WeightBank.load(saved), make_bank())
+
+
+def test_entries_added_to_a_bank_leave_its_files_alone(saved: Path) -> None:
+    before = {file.name: file.stat().st_mtime_ns for file in saved.glob("*.safetensors")}
+    more = make_bank(4, seed=5, keys=[f"more {i}" for i in range(4)])
+    joined = WeightBank.concat([WeightBank.load(saved), more])
+    joined.save(saved)
+    after = {file.name: file.stat().st_mtime_ns for file in saved.glob("*.safetensors")}
+    assert len(after) == 4
+    assert before.items() <= after.items()
+    assert_equal(WeightBank.load(saved), joined)
+
+
+def test_entries_dropped_from_a_bank_leave_the_other_files_alone(saved: Path) -> None:
+    bank = WeightBank.load(saved)
+    before = {file.name: file.stat().st_ino for file in saved.glob("*.safetensors")}
+    kept = bank[[index for index in range(10) if index != 4]]
+    kept.save(saved)
+    after = {file.name: file.stat().st_ino for file in saved.glob("*.safetensors")}
+    assert len(before.items() & after.items()) == 2
+    assert_equal(WeightBank.load(saved), kept)
+    kept.save(saved.parent / "elsewhere")
+    assert_equal(WeightBank.load(saved.parent / "elsewhere"), kept)
+
+
+def test_shards_of_equal_content_are_one_file(tmp_path: Path) -> None:
+    bank = WeightBank(torch.ones(3, 4), torch.ones(3, 6))
+    bank.save(tmp_path / "bank", max_shard_size=1)
+    assert len(os.listdir(tmp_path / "bank")) == 2
+    loaded = WeightBank.load(tmp_path / "bank")
+    assert_equal(loaded, bank)
+    WeightBank.concat([loaded, loaded, bank]).save(tmp_path / "bank")
+    assert len(WeightBank.load(tmp_path / "bank")) == 9
+
+
+@pytest.mark.parametrize("name", ["embeddings", "weights", "labels"])
+def test_what_was_changed_in_place_is_written(tmp_path: Path, name: str) -> None:
+    make_bank().save(tmp_path / "bank")
+    bank = WeightBank.load(tmp_path / "bank")
+    getattr(bank, name)[3] = 7
+    bank.save(tmp_path / "bank")
+    assert_equal(WeightBank.load(tmp_path / "bank"), bank)
+    assert not torch.equal(getattr(bank, name), getattr(make_bank(), name))
+
+
+def test_other_names_or_precision_are_written_anew(saved: Path) -> None:
+    bank = WeightBank.load(saved)
+    for changed in (
+        bank.to(torch.float64),
+        WeightBank.concat([bank], keys=[f"new {i}" for i in range(10)]),
+    ):
+        changed.save(saved.parent / "other")
+        assert_equal(WeightBank.load(saved.parent / "other"), changed)
+
+
+def test_a_bank_of_version_1_loads_and_explains_the_loss(saved: Path) -> None:
+    def to_version_1(manifest: dict[str, Any]) -> None:
+        manifest["version"] = 1
+        del manifest["explains"], manifest["layout"]
+        for number, record in enumerate(manifest["shards"], 1):
+            file = f"bank-{number:05d}-of-00003.safetensors"
+            (saved / record["file"]).rename(saved / file)
+            record["file"] = file
+
+    rewrite(saved, to_version_1)
+    old = WeightBank.load(saved)
+    assert old.metadata["explains"] == "loss"
+    assert "layout" not in old.metadata
+    old.save(saved)
+    assert_equal(WeightBank.load(saved), old)
+    assert not list(saved.glob("*-of-*"))
 
 
 def test_refuses_to_overwrite_what_is_not_a_bank(tmp_path: Path) -> None:
@@ -285,41 +511,44 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     assert len(WeightBank.load(tmp_path / "bank")) == 10
 
 
-SECOND = "bank-00002-of-00003.safetensors"
+SHARD = r"bank-[0-9a-f]{16}\.safetensors"
+
+
+def shard(path: Path, number: int = 1) -> Path:
+    return path / json.loads((path / "manifest.json").read_text())["shards"][number]["file"]
 
 
 def truncate(path: Path) -> None:
-    content = (path / SECOND).read_bytes()
-    (path / SECOND).write_bytes(content[: len(content) // 2])
+    content = shard(path).read_bytes()
+    shard(path).write_bytes(content[: len(content) // 2])
 
 
 def lengthen(path: Path) -> None:
-    with (path / SECOND).open("ab") as file:
+    with shard(path).open("ab") as file:
         file.write(b"\0")
 
 
 def flip_a_bit(path: Path) -> None:
-    content = bytearray((path / SECOND).read_bytes())
+    content = bytearray(shard(path).read_bytes())
     content[-3] ^= 1
-    (path / SECOND).write_bytes(content)
+    shard(path).write_bytes(content)
 
 
 def swap(path: Path) -> None:
-    first = path / "bank-00001-of-00003.safetensors"
-    first.rename(path / "other")
-    (path / SECOND).rename(first)
-    (path / "other").rename(path / SECOND)
+    shard(path, 0).rename(path / "other")
+    shard(path, 1).rename(shard(path, 0))
+    (path / "other").rename(shard(path, 1))
 
 
 @pytest.mark.parametrize("mmap", [True, False])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: (path / SECOND).unlink(), f"{SECOND} is missing"),
-        (truncate, rf"{SECOND} is truncated: it has \d+ bytes of \d+"),
-        (lengthen, f"{SECOND} was altered"),
-        (flip_a_bit, f"{SECOND} was altered: its SHA-256"),
-        (swap, "bank-0000[12]-of-00003.safetensors was altered"),
+        (lambda path: shard(path).unlink(), f"{SHARD} is missing"),
+        (truncate, rf"{SHARD} is truncated: it has \d+ bytes of \d+"),
+        (lengthen, f"{SHARD} was altered"),
+        (flip_a_bit, f"{SHARD} was altered: its SHA-256"),
+        (swap, f"{SHARD} was altered"),
         (lambda path: (path / "manifest.json").unlink(), "no manifest.json"),
         (lambda path: (path / "manifest.json").write_text("{"), "manifest.json is not JSON"),
         (lambda path: (path / "manifest.json").write_bytes(b"\xff\xfe"), "is not JSON"),
@@ -370,7 +599,9 @@ def set_shard(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_field("version", 2), "format version 2.*reads 1; upgrade"),
+        (set_field("version", 3), "format version 3.*reads 1 to 2; upgrade"),
+        (set_field("version", True), "format version True"),
+        (set_field("explains", 3), "'explains' is 3"),
         (set_field("version", "1"), "format version '1'"),
         (set_field("version", None), "format version None"),
         (set_field("num_entries", 11), "announces 11 entries, and its shards hold 10"),
@@ -389,12 +620,14 @@ def set_shard(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (set_field("shards", []), r"'shards' is \[\]"),
         (set_field("shards", "all"), "'shards' is 'all'"),
         (set_field("shards", [3]), "names the shard None"),
-        (lambda m: m["shards"].append(m["shards"][0]), "lists a shard twice"),
-        (set_shard("file", "../bank-00002-of-00003.safetensors"), r"names the shard '\.\./bank"),
-        (set_shard("file", "/etc/bank-00002-of-00003.safetensors"), "names the shard '/etc"),
-        (set_shard("file", "..\\bank-00002-of-00003.safetensors"), "names the shard"),
-        (set_shard("file", "bank-00002-of-00003.safetensors\n"), "names the shard"),
-        (set_shard("file", "bank-00002-of-00003.pt"), "names the shard"),
+        (lambda m: m["shards"].append(m["shards"][0]), "announces 10 entries, .* hold 14"),
+        (set_shard("file", "../bank-0123456789abcdef.safetensors"), r"names the shard '\.\./bank"),
+        (set_shard("file", "/etc/bank-0123456789abcdef.safetensors"), "names the shard '/etc"),
+        (set_shard("file", "..\\bank-0123456789abcdef.safetensors"), "names the shard"),
+        (set_shard("file", "bank-0123456789abcdef.safetensors\n"), "names the shard"),
+        (set_shard("file", "bank-0123456789abcdef.pt"), "names the shard"),
+        (set_shard("file", "bank-0123456789abcdef.safetensors"), "not named after its SHA-256"),
+        (set_shard("sha256", "0" * 64), "not named after its SHA-256"),
         (set_shard("file", None), "names the shard None"),
         (set_shard("num_bytes", "1"), "record of shard .* is incomplete"),
         (set_shard("num_entries", 0), "record of shard .* is incomplete"),
@@ -420,12 +653,22 @@ def test_an_edited_manifest_is_refused_for_its_checksum(saved: Path) -> None:
 
 def replace_shard(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """Writes another second shard, with a right record of it in the manifest."""
-    tensors = {name: tensor.clone() for name, tensor in load_file(path / SECOND).items()}
+    tensors = {name: tensor.clone() for name, tensor in load_file(shard(path)).items()}
     change(tensors)
-    save_file(tensors, path / SECOND)
-    content = (path / SECOND).read_bytes()
-    rewrite(path, set_shard("num_bytes", len(content)))
-    rewrite(path, set_shard("sha256", hashlib.sha256(content).hexdigest()))
+    put_shard(path, save(tensors))
+
+
+def named_as_the_first(keys: torch.Tensor) -> torch.Tensor:
+    first = "".join(f"vogel/größe {i}.jpg" for i in range(len(keys) // 18)).encode()
+    return torch.tensor(list(first))
+
+
+def put_shard(path: Path, content: bytes) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"bank-{digest[:16]}.safetensors"
+    shard(path).rename(path / name).write_bytes(content)
+    record = {"file": name, "num_bytes": len(content), "sha256": digest}
+    rewrite(path, lambda manifest: manifest["shards"][1].update(record))
 
 
 @pytest.mark.parametrize(
@@ -438,6 +681,8 @@ def replace_shard(path: Path, change: Callable[[dict[str, torch.Tensor]], None])
         (lambda t: t["key_ends"].add_(1), "its keys do not add up"),
         (lambda t: t["key_ends"].copy_(t["key_ends"].flip(0)), "its keys do not add up"),
         (lambda t: t["keys"].fill_(255), "a key is not text"),
+        (lambda t: t["key_ends"].fill_(len(t["keys"])), "key '' is not a name"),
+        (lambda t: t["keys"].copy_(named_as_the_first(t["keys"])), "key .* occurs twice"),
         (lambda t: t["weights"][1].fill_(torch.nan), "weights in .* row 5, hold NaN"),
     ],
 )
@@ -452,10 +697,8 @@ def test_shards_of_other_content_are_refused_even_with_right_checksums(
 
 
 def test_a_shard_that_is_no_safetensors_file_is_named(saved: Path) -> None:
-    content = pickle.dumps({"weights": [1.0]})
-    (saved / SECOND).write_bytes(content)
-    rewrite(saved, set_shard("num_bytes", len(content)))
-    with pytest.raises(BankFileError, match=f"{SECOND} is not a readable safetensors file"):
+    put_shard(saved, pickle.dumps({"weights": [1.0]}))
+    with pytest.raises(BankFileError, match=f"{SHARD} is not a readable safetensors file"):
         WeightBank.load(saved, verify=False)
 
 

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captum_embed.weight_bank.rows import StackedRows
+from captum_embed.weight_bank.entries import StackedRows
 
 
 @settings(max_examples=100, deadline=None)
