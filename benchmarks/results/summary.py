@@ -40,17 +40,15 @@ def main_method(methods: Sequence[Mapping[str, Any]]) -> str | None:
         methods (sequence of Mapping): as in results.json: ``name``, ``family``, ``unavailable``.
 
     Returns:
-        str, optional: the recommended transfer, else the first of our transfers, else the first
-            of ours; None for a run without any.
+        str, optional: the recipe for boxes, else the first of ours; None for a run without any.
 
     Example:
-        >>> ours = [{"name": n, "family": "ours"} for n in ("ours_gradient", "ours_paper")]
+        >>> ours = [{"name": n, "family": "ours"} for n in ("ours_gradient", "ours_localize")]
         >>> main_method(ours)
-        'ours_paper'
+        'ours_localize'
     """
     ours = [m["name"] for m in methods if m["family"] == "ours" and not m.get("unavailable")]
-    transfers = [name for name in ours if name.startswith("ours_paper")]
-    return MAIN_METHOD if MAIN_METHOD in ours else next(iter([*transfers, *ours]), None)
+    return MAIN_METHOD if MAIN_METHOD in ours else next(iter(ours), None)
 
 
 def declared(protocols: Sequence[str]) -> list[dict[str, Any]]:

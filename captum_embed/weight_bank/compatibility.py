@@ -51,7 +51,9 @@ def require_compatible(
             layout, or for another layer of this encoder.
     """
     _require_direction(bank, forward_func)
-    built_for = bank.metadata.get("layout", "channels_first")
+    # A bank that was built says its layer; one made by hand may say nothing.
+    silent = "channels_first" if "layer" in bank.metadata else layout
+    built_for = bank.metadata.get("layout", silent)
     if built_for != layout:
         raise BankMismatchError(
             f"the weight bank was built for a layer in layout '{built_for}', and the layout given "

@@ -205,7 +205,7 @@ class TestSharedEncoder:
         def one_by_one(a, p, n):
             return triplet_loss(encoder(a), encoder(p), encoder(n))
 
-        forward = TripletForward(encoder, margin=4.0) if concatenated else one_by_one
+        forward = TripletForward(encoder, 4.0, explains="loss") if concatenated else one_by_one
         maps = EmbeddingLayerGradCam(forward, encoder.features).attribute(images)
         expected = by_full_autograd(encoder, images, triplet_loss)
         assert len(maps) == 3

@@ -245,12 +245,12 @@ def test_the_order_of_the_records_does_not_matter() -> None:
     ("names", "main"),
     [
         (["ours_gradient", "ours_paper", "ours_localize"], "ours_localize"),
-        (["ours_gradient", "ours_transfer_absolute", "ours_paper"], "ours_transfer_absolute"),
+        (["ours_gradient", "ours_explain", "ours_paper"], "ours_gradient"),
         (["ours_gradient"], "ours_gradient"),
         (["saliency"], None),
     ],
 )
-def test_the_main_method_is_the_recommended_transfer_or_the_next_best_of_ours(
+def test_the_main_method_is_the_recipe_for_boxes_or_the_first_of_ours(
     names: list[str], main: str | None
 ) -> None:
     methods = [{"name": n, "family": "ours" if n.startswith("ours") else "rival"} for n in names]

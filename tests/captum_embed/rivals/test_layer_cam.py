@@ -64,7 +64,8 @@ def triplet_loss(a, p, n, margin=4.0):
 def test_explains_every_image_of_a_triplet(n, channels, height, width):
     encoder = Encoder(channels)
     triplets = tuple(normal(n, 3, height, width, seed=seed) for seed in range(3))
-    layer_cam = EmbeddingLayerCAM(TripletForward(encoder, margin=4.0), encoder.features)
+    forward = TripletForward(encoder, margin=4.0, explains="loss")
+    layer_cam = EmbeddingLayerCAM(forward, encoder.features)
     actual = layer_cam.attribute(triplets)
     torch.testing.assert_close(actual, by_definition(encoder, triplets, triplet_loss))
 
@@ -81,7 +82,7 @@ def test_encoder_that_runs_once_for_each_image_gives_the_same():
 def test_single_input_gives_one_map_and_keeps_channels_on_request():
     encoder = Encoder()
     images, references = normal(2, 3, 7, 8), normal(2, 4, seed=2)
-    forward = PairForward(encoder, "distance")
+    forward = PairForward(encoder, "distance", explains="loss")
     layer_cam = EmbeddingLayerCAM(forward, encoder.features)
     (expected,) = by_definition(encoder, [images], lambda e: (e - references).square().sum(1))
     actual = layer_cam.attribute(images, additional_forward_args=references)

@@ -35,7 +35,7 @@ from docs.examples.shortcut.network import (
 from docs.examples.shortcut.summary import summarize_swaps
 
 PLANTED = {1: "moon", 2: "stars"}
-SIDE = 64
+SIDE = 96
 
 
 @pytest.fixture(scope="module")
