@@ -16,7 +16,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python -m benchmarks localize --data embedded --limit 40 --output runs/embedded
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
