@@ -1,4 +1,4 @@
-"""Draws maps_compared.png: one photograph a row, one way to make a map a column.
+"""Draws maps_compared.png: one photograph a row, one question a column.
 
 From the root of a checkout: ``.venv/bin/python docs/images/make_maps_compared.py``. The pictures
 are composites of scikit-image photographs (the embedded data set); the network is
@@ -10,20 +10,15 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from captum.attr import LayerGradCam
+from torch import Tensor
 
 from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.embedded import write_embedded
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import load_rgb
 from benchmarks.networks.build import imagenet_network
-from captum_embed import (
-    EmbeddingLayerGradCam,
-    TripletForward,
-    build_weight_bank,
-    channel_filters,
-    map_functions,
-)
-from captum_embed.recipes import LOCALIZE
+from captum_embed import SimilarityForward, TripletForward, build_weight_bank, recipes
 from captum_embed.visualization import grid, heatmap, overlay
 
 ROWS = ("Cat", "Cup", "Horse", "Photographer", "Shuttle")
@@ -31,45 +26,45 @@ FOLDER = Path(__file__).parent
 
 
 def main() -> None:
-    """Builds two small banks, explains five photographs, and saves the figure."""
+    """Write the picture beside this file."""
     with TemporaryDirectory() as folder:
         images = load_cub(write_embedded(Path(folder) / "embedded", images_per_class=8))
         shown = [next(r for r in images.records if r.class_name.endswith(name)) for name in ROWS]
-        bank_images = [r for r in images.records if r not in shown]
-        tensors = {r.key: to_tensor(load_rgb(r)) for r in (*shown, *bank_images)}
-        network = imagenet_network().requires_grad_(False)
-        forward = TripletForward(network)
-        dataset = [(tensors[r.key], r.label) for r in bank_images]
-        last, block = network.features, network.recommended_layer
-        banks = {layer: build_weight_bank(forward, layer, dataset) for layer in (last, block)}
+        others = [r for r in images.records if r not in shown]
+        photographs = {r.key: np.asarray(load_rgb(r)) for r in shown}
+        tensors = {r.key: to_tensor(load_rgb(r)) for r in (*shown, *others)}
+    network = imagenet_network().requires_grad_(False)
+    with torch.no_grad():
+        embeddings = {r.label: [] for r in others}
+        for record in others:
+            embeddings[record.label].append(network(tensors[record.key][None])[0])
+    last, block = (r.layer_of(network) for r in (recipes.EXPLAIN, recipes.LOCALIZE))
+    triplets = TripletForward(network)
+    dataset = [(tensors[r.key], r.label) for r in others]
+    bank = build_weight_bank(triplets, block, dataset, **recipes.LOCALIZE.bank_settings)
+    localize = recipes.LOCALIZE.grad_cam(triplets, block, weight_bank=bank)
 
-        def transfer(layer: torch.nn.Module, **settings: object) -> EmbeddingLayerGradCam:
-            return EmbeddingLayerGradCam(
-                forward,
-                layer,
-                weight_bank=banks[layer],
-                **settings,  # type: ignore[arg-type]
-            )
-
-        columns = {
-            "last activation,\nsigned weights": transfer(last),
-            "last activation,\nabsolute weights": transfer(
-                last, channel_filter=channel_filters.absolute
-            ),
-            "last block,\nweighted norm": transfer(block, map_func=map_functions.weighted_norm),
-            "last block,\nfrom the background": LOCALIZE.grad_cam(
-                forward, block, weight_bank=banks[block]
-            ),
-        }
-        rows = []
-        for record in shown:
-            image = tensors[record.key][None]
-            picture = np.array(load_rgb(record))
-            maps = [method.attribute(image) for method in columns.values()]
-            heats = [heatmap(one, image.shape[2:]) for one in maps]
-            rows.append([picture, *(overlay(picture, heat) for heat in heats)])
-        figure = grid(rows, ["photograph", *columns], cell=1.9)
-        figure.savefig(FOLDER / "maps_compared.png", dpi=80, metadata={"Software": None})
+    rows: list[list[np.ndarray]] = []
+    for record in shown:
+        own = torch.stack(embeddings[record.label])
+        foils = torch.stack([e for k, es in embeddings.items() if k != record.label for e in es])
+        match = SimilarityForward(network, own, foils)
+        image = tensors[record.key][None]
+        maps: list[Tensor] = [
+            LayerGradCam(match, last).attribute(image),
+            recipes.EXPLAIN.grad_cam(match, last).attribute(image),
+            localize.attribute(image),
+        ]
+        picture = photographs[record.key]
+        size = (image.shape[2], image.shape[3])
+        rows.append([picture, *(overlay(picture, heatmap(one, size=size)) for one in maps)])
+    titles = [
+        "photograph",
+        "LayerGradCam\nof the match",
+        "EXPLAIN: what does\nthe match rest on?",
+        "LOCALIZE: where\nis the object?",
+    ]
+    grid(rows, titles).savefig(FOLDER / "maps_compared.png", dpi=110)
 
 
 if __name__ == "__main__":
