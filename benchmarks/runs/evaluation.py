@@ -158,11 +158,12 @@ class Bench:
         """What a method is asked about an image (3, H, W); without a question, no references."""
         references: tuple[Tensor, ...] = ()
         if question is not None and question.references is not None:
-            given = (question.references, question.foils)
-            references = tuple(one[None].to(self.device) for one in given if one is not None)
+            foils = question.references[:0] if question.foils is None else question.foils
+            references = (question.references[None], foils[None])
         elif question is not None and self.queries is not None:
-            references = tuple(r.to(self.device) for r in self.queries.references_of(key))
-        return Query(image[None].to(self.device), references)
+            references = self.queries.references_of(key)
+        on_device = tuple(one.to(self.device) for one in references)
+        return Query(image[None].to(self.device), on_device)
 
     def queries_of(self, key: str, frame: Frame) -> list[Query]:
         """One query for each question of a frame."""
@@ -172,7 +173,7 @@ class Bench:
         """The heatmap (H, W) of one method; the same for the same seed, query and method."""
         method, explain = self.explainers[name]
         size = (query.image.shape[2], query.image.shape[3])
-        return heatmap(explain(query), size, method.map_power)
+        return heatmap(explain(query), size, method.map_power, signed=self.protocol.signed)
 
     def measure(self, item: Item) -> dict[str, Any]:
         """Measures of every method and floor on one item; ``{"left_out": reason}`` without any."""
