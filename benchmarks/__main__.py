@@ -10,6 +10,7 @@ from importlib import import_module
 # A command is imported when it is chosen: --help must not wait for torch.
 COMMANDS = {
     "localize": "compare attribution methods by how well they find the object",
+    "faithfulness": "compare attribution methods by what the embedding rests on",
     "report": "make the tables, figures and page of a finished run again",
     "failures": "how the boxes of a finished run miss: a part, too big, the background",
     "ablate": "vary the settings of transfer, one at a time, on training classes alone",

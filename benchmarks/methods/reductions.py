@@ -3,7 +3,8 @@
 - Layer activations: L2 norm over the channels.
 - Layer attributions: signed sum over the channels.
 - Input attributions: sum over the colours of absolute values.
-- Then for every method: ReLU, and bilinear interpolation (``align_corners=False``) to the image.
+- Then for every method: ReLU, unless a protocol asks for signed maps, and bilinear interpolation
+  (``align_corners=False``) to the image.
 """
 
 from __future__ import annotations
@@ -29,16 +30,20 @@ def colour_magnitude(attributions: Tensor) -> Tensor:
     return attributions.abs().sum(dim=1, keepdim=True)
 
 
-def heatmap(signed_map: Tensor, size: tuple[int, int], power: float = 1.0) -> np.ndarray:
+def heatmap(
+    signed_map: Tensor, size: tuple[int, int], power: float = 1.0, *, signed: bool = False
+) -> np.ndarray:
     """A method's map as the heatmap that is scored.
 
     Args:
         signed_map (Tensor): (1, 1, h, w).
         size (tuple of int): height and width of the image, in pixels.
-        power (float): exponent of the map once its maximum is 1.
+        power (float): exponent of the map once its highest magnitude is 1.
+        signed (bool): signs are kept.
 
     Returns:
-        np.ndarray: (H, W) float32, zero or more; all zero where nothing is positive. NaN stays.
+        np.ndarray: (H, W) float32, zero or more unless signed; all zero where nothing is positive.
+        NaN stays.
 
     Example:
         >>> heatmap(torch.tensor([[[[-1.0, 4.0]]]]), (1, 4)).round(2)
@@ -46,12 +51,12 @@ def heatmap(signed_map: Tensor, size: tuple[int, int], power: float = 1.0) -> np
     """
     if signed_map.shape[:2] != (1, 1) or signed_map.ndim != 4:
         raise ValueError(f"expected a map (1, 1, h, w), got {tuple(signed_map.shape)}")
-    positive = F.relu(signed_map.detach().float())
+    kept = signed_map.detach().float() if signed else F.relu(signed_map.detach().float())
     # On the CPU always: interpolation kernels differ between devices.
-    resized = F.interpolate(positive.cpu(), size, mode="bilinear", align_corners=False)
+    resized = F.interpolate(kept.cpu(), size, mode="bilinear", align_corners=False)
     if power != 1:
-        maximum = resized.max()
+        maximum = resized.abs().max()
         if maximum > 0:
-            resized = (resized / maximum) ** power
+            resized = resized.sign() * (resized.abs() / maximum) ** power
     pixels: np.ndarray = resized[0, 0].numpy()
     return pixels

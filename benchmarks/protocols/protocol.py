@@ -60,12 +60,14 @@ class Source:
         limit (int, optional): items at most, drawn at random.
         seed (int): of the draw.
         embed (Callable, optional): the network, for protocols that choose by its embeddings.
+        num_mosaics (int): items of the mosaic protocol, which `limit` does not touch.
     """
 
     records: Sequence[ImageRecord]
     limit: int | None = None
     seed: int = 0
     embed: Embed | None = None
+    num_mosaics: int = 200
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,9 @@ class EvaluationProtocol(ABC):
         title (str): in words.
         shows (str): protocols of which this is the same show the same pixels, and share what is
             prepared from them.
+        signed (bool): heatmaps keep their signs; without it they go through a ReLU.
+        brings_references (bool): its questions have references of their own, and no tuples are
+            mined for it.
         figures (tuple of Figure): in the order of the table.
         curves (tuple of Curve): means over images that are drawn.
     """
@@ -119,6 +124,8 @@ class EvaluationProtocol(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     shows: str
+    signed: ClassVar[bool] = False
+    brings_references: ClassVar[bool] = False
     figures: tuple[Figure, ...] = ()
     curves: tuple[Curve, ...] = ()
 
@@ -130,6 +137,10 @@ class EvaluationProtocol(ABC):
         """What is measured; by default the test images, or some of them."""
         return sample(source.records, source.limit, source.seed)
 
+    def num_tried(self, items: Sequence[Any]) -> int | None:
+        """How many were drawn until these were found fit to be measured; None: all are fit."""
+        return None
+
     @abstractmethod
     def frame(self, item: Any) -> Frame | None:
         """The item with its ground truth; None where there is nothing to find in the frame."""
@@ -138,7 +149,7 @@ class EvaluationProtocol(ABC):
     def measure(
         self, heatmaps: Sequence[np.ndarray], frame: Frame, embed: Embed | None = None
     ) -> Measures:
-        """What is kept of an item's heatmaps, each (H, W) and zero or more.
+        """What is kept of an item's heatmaps, each (H, W); zero or more, unless `signed`.
 
         Args:
             heatmaps (sequence of np.ndarray): one for each question of the frame.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from benchmarks.metrics.figures import Figure
 from benchmarks.protocols.attention import AttentionProtocol
 from benchmarks.protocols.boxes import BoxProtocol
+from benchmarks.protocols.deletion import DeletionProtocol
+from benchmarks.protocols.mosaic import MosaicProtocol
 from benchmarks.protocols.protocol import EvaluationProtocol
 from benchmarks.protocols.removal import FaithfulnessProtocol
 
@@ -12,10 +14,17 @@ _ATTENTION = AttentionProtocol()
 # In the order of the table.
 PROTOCOLS: dict[str, EvaluationProtocol] = {
     protocol.name: protocol
-    for protocol in (BoxProtocol(), _ATTENTION, FaithfulnessProtocol(_ATTENTION))
+    for protocol in (
+        BoxProtocol(),
+        _ATTENTION,
+        FaithfulnessProtocol(_ATTENTION),
+        MosaicProtocol(_ATTENTION),
+        DeletionProtocol(_ATTENTION),
+    )
 }
 # Faithfulness takes twenty forward passes more for every method and image.
 DEFAULT_PROTOCOLS = ("attention", "boxes")
+FAITHFULNESS_PROTOCOLS = ("mosaic", "deletion")
 
 
 def figures() -> dict[str, tuple[Figure, ...]]:

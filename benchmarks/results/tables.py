@@ -258,7 +258,11 @@ def fewer_images(results: Mapping[str, Any]) -> tuple[int, str] | None:
 def counts_text(counts: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """The images behind the table, and those that are not in it."""
     parts = [f"{counts['images']} test images"]
-    parts += [f"{number} measured ({name})" for name, number in counts["measured"].items()]
+    tried = {name: f", of {number} tried" for name, number in counts.get("tried", {}).items()}
+    parts += [
+        f"{number} measured ({name}{tried.get(name, '')})"
+        for name, number in counts["measured"].items()
+    ]
     parts += [
         f"{number} left out ({name}: box outside the frame)"
         for name, number in counts["left_out"].items()

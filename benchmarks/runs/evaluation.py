@@ -177,7 +177,7 @@ class Bench:
         """The heatmap (H, W) of one method; the same for the same seed, query and method."""
         method, explain = self.explainers[name]
         size = (query.image.shape[2], query.image.shape[3])
-        return heatmap(explain(query), size, method.map_power)
+        return heatmap(explain(query), size, method.map_power, signed=self.protocol.signed)
 
     def measure(self, item: Item) -> dict[str, Any]:
         """Measures of every method and floor on one item; ``{"left_out": reason}`` without any."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -41,6 +41,8 @@ from captum_embed.weight_bank import encoder_fingerprint
 
 @dataclass(frozen=True, kw_only=True)
 class LocalizeSettings(ExplainSettings):
+    command: ClassVar[str] = "localize"
+
     protocols: tuple[str, ...] = setting(
         f"of {', '.join(PROTOCOLS)}", default=DEFAULT_PROTOCOLS, parse=names
     )
@@ -58,6 +60,9 @@ class LocalizeSettings(ExplainSettings):
         "test images at most for the slow methods (tens of passes per image); some of --limit's",
         default=None,
         parse=positive_int,
+    )
+    num_mosaics: int = setting(
+        "mosaics of the protocol of that name", default=200, parse=positive_int
     )
     workers: int = setting("processes", default=1, parse=positive_int, changes_results=False)
     memory: bool = setting(
@@ -110,11 +115,10 @@ def localize(settings: LocalizeSettings) -> Path:
     with RunFolder(settings.output, own) as run:
         data = survey(data, progress=settings.progress)
         plan = plan_of(settings, device, run.cache)
-        prepare(settings, plan, forward, layer, data)
         works = _works(settings, plan, network, data)
-        slow = {work.key for work in sample(works, settings.slow_limit, settings.seed)}
+        prepare(settings, plan, forward, layer, data)
         if settings.slow_limit is not None:
-            plan = replace(plan, slow_keys=frozenset(slow))
+            plan = replace(plan, slow_keys=_slow_keys(settings, works))
         evaluate(settings, plan, run, works)
         return report(settings, plan, run, data, works)
 
@@ -149,8 +153,28 @@ def _works(
         embeddings: torch.Tensor = network(images.to(plan.device)).cpu()
         return embeddings
 
-    source = Source(data.test.records, settings.limit, settings.seed, embed)
+    source = Source(
+        data.test.records, settings.limit, settings.seed, embed, num_mosaics=settings.num_mosaics
+    )
     return Work.of({name: PROTOCOLS[name].items(source) for name in plan.protocols})
+
+
+def _slow_keys(settings: LocalizeSettings, works: Sequence[Work]) -> frozenset[str]:
+    """The items of each protocol that slow methods are run on."""
+    keys: set[str] = set()
+    for name in settings.protocols:
+        of_protocol = [work for work in works if name in work.items]
+        keys.update(work.key for work in sample(of_protocol, settings.slow_limit, settings.seed))
+    return frozenset(keys)
+
+
+def _num_tried(works: Sequence[Work], protocols: Sequence[str]) -> dict[str, int]:
+    """How many items were drawn by the protocols that measure only those that are fit."""
+    drawn = {
+        name: PROTOCOLS[name].num_tried([w.items[name] for w in works if name in w.items])
+        for name in protocols
+    }
+    return {name: tried for name, tried in drawn.items() if tried is not None}
 
 
 def _refuse_impossible(settings: LocalizeSettings) -> None:
@@ -204,7 +228,9 @@ def prepare(
     device = torch.device(plan.device)
     for name in plan.protocols:
         cache = ProtocolCache(plan.cache / PROTOCOLS[name].shows)
-        if any(method.needs_tuples for method in methods) and not cache.queries.exists():
+        mines = not PROTOCOLS[name].brings_references
+        needs_tuples = mines and any(method.needs_tuples for method in methods)
+        if needs_tuples and not cache.queries.exists():
             query_references(
                 forward,
                 ShownImages(data.test.records, PROTOCOLS[name]),
@@ -269,10 +295,11 @@ def report(
     about = _about_methods(plan.methods, evaluator.unavailable)
     main = main_method(about)
     names = [method["name"] for method in about if not method["unavailable"]]
+    tried = _num_tried(works, plan.protocols)
     memory = _peak_memory(settings, evaluator, images, works) if settings.memory else None
     results: dict[str, Any] = {
         **header(),
-        "command": as_command("benchmarks localize", settings),
+        "command": as_command(f"benchmarks {settings.command}", settings),
         "settings": as_json(settings),
         "versions": package_versions(),
         "machine": machine(plan.device),
@@ -281,7 +308,10 @@ def report(
         "threads": threads_of(settings.workers),
         "identity": run.identity,
         "data": data.as_json(),
-        "counts": images.counts(plan.protocols, unreadable=len(data.unreadable)),
+        "counts": {
+            **images.counts(plan.protocols, unreadable=len(data.unreadable)),
+            **({"tried": tried} if tried else {}),
+        },
         "methods": about,
         "main_method": main,
         "memory": memory,
@@ -335,6 +365,9 @@ def draw_figures(
 ) -> list[Path]:
     """The charts, and images of the boxes protocol, or of the first there is."""
     bench = _pictured(evaluator)
+    if bench.protocol.brings_references:
+        # Its items are no test images, or its maps answer no question that a picture could tell.
+        return write_figures(run.path, results)
     rows, seed = settings.figure_rows, settings.seed
     write_panels(run.path, bench, data, results, images, rows=rows, seed=seed)
     keys = list(images.shown(bench.protocol.name))
