@@ -23,7 +23,7 @@ WIDTH, HEIGHT = 560, 360
 FONT = "Liberation Sans, Arial, sans-serif"
 SHOWN = "indexof(shown, datum.method) >= 0"
 LIT = "lit === datum.method"
-STRENGTH = f"{LIT} ? 1 : lit !== '' ? 0.15 : datum.named ? 1 : 0.3"
+STRENGTH = f"{LIT} ? 1 : lit !== '' ? 0.15 : datum.named ? 1 : 0.45"
 LINE_WIDTH = f"{LIT} || datum.main ? 3 : datum.named ? 1.7 : 1"
 CONFIG: dict[str, Any] = {
     "font": FONT, "background": "white", "padding": 12, "view": {"stroke": None},
@@ -90,10 +90,11 @@ def chart(layers: Sequence[Any], looks: Sequence[Look], title: str, at: float | 
     )
 
 
-def zoom() -> Any:
+def zoom(axes: Sequence[str] = ("x", "y")) -> Any:
     """Shift and the wheel zoom, shift and the pointer move; the wheel alone scrolls the page."""
     return alt.selection_interval(
         bind="scales",
+        encodings=list(axes),
         zoom="wheel![event.shiftKey]",
         translate="[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!",
     )
@@ -143,7 +144,7 @@ def value_axis(channel: Any, field: str, figure: Mapping[str, Any], **axis: Any)
     share = figure["unit"] == "%"
     title = figure["heading"] + (" (lower is better)" if figure["better"] == "lower" else "")
     shown = alt.Axis(format=".0%" if share else "~g", tickCount=6, **axis)
-    scale = alt.Scale(domain=[0, 1], nice=False) if share else alt.Scale(zero=False)
+    scale = alt.Scale(domain=[-0.02, 1.02], nice=False) if share else alt.Scale(zero=False)
     return channel(field, title=title, axis=shown, scale=scale)
 
 
@@ -170,7 +171,7 @@ def points(
     """
     ordered = sorted(rows, key=lambda row: (row["main"], row["named"]))
     base = alt.Chart(alt.Data(values=ordered)).transform_filter(SHOWN)
-    hue = colour(looks, legend=False)
+    hue = colour(looks, symbol="circle", legend=legend)
     line = base.mark_rule(strokeWidth=1.4, clip=True, opacity=alt.expr(f"({STRENGTH}) * 0.6"))
     dashed = alt.condition("datum.fewer", alt.value([3, 3]), alt.value([1, 0]))
     layers = []
@@ -180,16 +181,16 @@ def points(
         layers.append(line.encode(**places, color=hue, strokeDash=dashed, tooltip=alt.value(None)))
     tooltip = [alt.Tooltip("label:N", title="method"), alt.Tooltip("family:N"),
                alt.Tooltip("text:N", title="value [95% interval]"), *tips]  # fmt: skip
-    full = {"color": colour(looks, symbol="circle", legend=legend)}
-    for which, style, own in (
-        ("!datum.fewer", {"filled": True}, full),
-        ("datum.fewer", {"filled": False, "fill": "white"}, {"color": hue}),
+    for which, style in (
+        ("!datum.fewer", {"filled": True}),
+        ("datum.fewer", {"filled": False, "fill": "white"}),
     ):
         mark = base.transform_filter(which).mark_point(
             size=75, strokeWidth=1.6, clip=True, opacity=alt.expr(STRENGTH), **style
         )
-        layers.append(mark.encode(x=x, y=y, shape=shape(looks), tooltip=tooltip, **own))
-    layers[-1] = layers[-1].add_params(zoom())
+        layers.append(mark.encode(x=x, y=y, shape=shape(looks), color=hue, tooltip=tooltip))
+    zoomed = [axis for axis in "xy" if not places[axis].shorthand.endswith(":N")]
+    layers[-1] = layers[-1].add_params(zoom(zoomed))
     return layers
 
 
@@ -237,6 +238,8 @@ def names(
     x: Any,
     y: Any,
     at: Sequence[tuple[float, float]],
+    *,
+    beside: bool = True,
 ) -> list[Any]:
     """Names beside the points in colour, where there is room for them.
 
@@ -246,6 +249,7 @@ def names(
         x (Any): the points' horizontal encoding.
         y (Any): the points' vertical encoding.
         at (sequence of tuple): where each point lies, as shares of the width and of the height.
+        beside (bool): also to the left and to the right, where no interval lies.
     """
     spots = [(WIDTH * across, HEIGHT * (1 - up)) for across, up in at]
     taken = [(px - 6, py - 6, px + 6, py + 6)
@@ -254,7 +258,7 @@ def names(
     chosen = [(row, spot) for row, spot in zip(rows, spots, strict=True) if row["named"]]
     for row, (px, py) in sorted(chosen, key=lambda pair: not pair[0]["main"]):
         width = CHARACTER * len(row["label"])
-        for place in PLACES:
+        for place in PLACES if beside else PLACES[2:]:
             align, dx, dy = place
             start = px + dx - {"left": 0.0, "right": width, "center": width / 2}[align]
             box = (start, py + dy - 7, start + width, py + dy + 7)
@@ -268,7 +272,7 @@ def names(
         # On a phone there is no room for names: pointing and the table tell them.
         .mark_text(align=align, dx=dx, dy=dy, baseline="middle", clip=True, tooltip=False,
                    opacity=alt.expr(f"width < 400 ? 0 : {STRENGTH}"))
-        .encode(x, y, alt.Text("label:N"), colour(looks, legend=False))
+        .encode(x, y, alt.Text("label:N"), colour(looks, symbol="circle"))
         for (align, dx, dy), of in placed.items()
     ]  # fmt: skip
 

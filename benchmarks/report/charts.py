@@ -122,7 +122,7 @@ def curve_chart(
     flat = base.transform_flatten(["x", "y", "low", "high"])
     strength = f"datum.main ? 0.2 : {LIT} ? 0.25 : datum.named && lit === '' ? 0.06 : 0"
     band = flat.mark_area(opacity=alt.expr(strength), clip=True, tooltip=False).encode(
-        x, with_field(y, "low:Q"), alt.Y2("high:Q"), colour(present, legend=False), each
+        x, with_field(y, "low:Q"), alt.Y2("high:Q"), colour(present), each
     )
     line = flat.mark_line(
         clip=True, strokeWidth=alt.expr(LINE_WIDTH), opacity=alt.expr(STRENGTH)
@@ -131,9 +131,9 @@ def curve_chart(
     if marks:
         hollow = alt.Chart(alt.Data(values=marks)).transform_filter(SHOWN).mark_point(
             filled=False, fill="white", size=24, strokeWidth=1.2, clip=True,
-            opacity=alt.expr(STRENGTH),
+            opacity=alt.expr(f"datum.named || {LIT} ? ({STRENGTH}) : 0"),
         )  # fmt: skip
-        layers.append(hollow.encode(x, y, colour(present, legend=False), tooltip=METHOD_TIPS))
+        layers.append(hollow.encode(x, y, colour(present), tooltip=METHOD_TIPS))
     reading = alt.Chart(alt.Data(values=[{"at": 0}])).transform_calculate(at="at")
     layers.append(
         reading.transform_filter("isNumber(datum.at)")
@@ -239,7 +239,7 @@ def plane_chart(
     ranges = [("x", ""), ("y", "_up")]
     layers = points(rows, present, x, y, ranges, [alt.Tooltip("text_up:N", title="vertical")])
     at = list(zip(_up(rows, across), _up(rows, up, "value_up"), strict=True))
-    layers += names(rows, present, x, y, at)
+    layers += names(rows, present, x, y, at, beside=False)
     return chart(layers, present, f"{across['heading']} and {up['heading']}")
 
 

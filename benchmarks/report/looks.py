@@ -27,7 +27,7 @@ DASHES = {
 }  # fmt: skip
 SHAPES = {
     "ours": "circle", "control": "triangle-down", "captum: layer": "square",
-    "captum: input": "triangle-up", "rival": "diamond", FLOOR: "stroke",
+    "captum: input": "triangle-up", "rival": "diamond", FLOOR: "M-0.2,-1H0.2V1H-0.2Z",
 }  # fmt: skip
 OTHER_DASH, OTHER_SHAPE = [12, 3, 2, 3, 2, 3], "cross"
 

@@ -39,11 +39,13 @@ class MapPanel:
         method (str): its name.
         file (str): a transparent PNG, to be laid over the image.
         predicted (tuple of float, optional): box at the paper's threshold; None for an empty map.
+        score (float, optional): of this map, see `image_scores`; None where it was not measured.
     """
 
     method: str
     file: str
     predicted: Sides | None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def read_panels(run: Path) -> Panels | None:
 
 def _image(found: Mapping[str, Any]) -> ImagePanels:
     maps = tuple(
-        MapPanel(one["method"], _plain(one["file"]), _sides(one["predicted"]))
+        MapPanel(one["method"], _plain(one["file"]), _sides(one["predicted"]), one.get("score"))
         for one in found["maps"]
     )
     width, height = (int(side) for side in found["size"])
