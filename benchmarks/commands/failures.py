@@ -26,8 +26,8 @@ from benchmarks.metrics.floors import centre_box, whole_image_box
 from benchmarks.metrics.localization import PAPER_THRESHOLD
 from benchmarks.metrics.outcomes import OUTCOMES, object_sizes, outcomes, size_names
 from benchmarks.protocols.boxes import AT_PAPER, IOU_UNIT
-from benchmarks.report.failures import as_markdown, as_text, draw_failures
-from benchmarks.report.figures import save_figure
+from benchmarks.report.chart_parts import save_charts
+from benchmarks.report.failures import as_markdown, as_text, failures_chart
 from benchmarks.results.summary import shown
 from captum_embed.errors import InputError
 
@@ -82,7 +82,7 @@ def failures(settings: FailuresSettings) -> list[Path]:
         settings (FailuresSettings): see each field's help.
 
     Returns:
-        list of Path: Markdown, JSON and figure.
+        list of Path: Markdown, JSON, and the chart as PNG and SVG.
 
     Raises:
         InputError: no finished run, none with the boxes needed, or a method that is not in it.
@@ -96,7 +96,7 @@ def failures(settings: FailuresSettings) -> list[Path]:
     paths = [
         write_text(output, as_markdown(found)),
         write_json(output.with_suffix(".json"), found),
-        save_figure(draw_failures(found), output.with_suffix(".png")),
+        *save_charts(output.parent, {output.stem: failures_chart(found)}),
     ]
     print(as_text(found))
     print("\n" + "\n".join(str(path) for path in paths))

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.commands.report import write_figures
 from benchmarks.core.device import chosen_device
 from benchmarks.core.files import require_writable_folder
 from benchmarks.core.settings import (
@@ -28,8 +27,10 @@ from benchmarks.networks.build import (
     named_layer,
 )
 from benchmarks.protocols.registry import PROTOCOLS
+from benchmarks.report.charts import charts_of, save_charts
 from benchmarks.report.cost import forward_costs, with_costs
-from benchmarks.report.html import write_html
+from benchmarks.report.page import write_page
+from benchmarks.report.panels import read_panels
 from benchmarks.results.files import header, machine, package_versions, write_results
 from benchmarks.results.intervals import main_method, with_intervals
 from benchmarks.results.summary import FLOORS, counts, summarize
@@ -226,7 +227,8 @@ def report(
     paths = write_results(run.path, results)
     if settings.figures:
         paths += draw_figures(settings, results, evaluator, run, data)
-    paths.append(write_html(run.path, results, images=settings.figures))
+    panels = read_panels(run.path) if settings.figures else None
+    paths.append(write_page(run.path, results, panels))
     titles = {method["name"]: method["title"] for method in results["methods"]}
     print(f"\n{as_text(table_rows(results['summary'], titles, compact=True))}\n")
     print("±: half of the 95% bootstrap interval over images")
@@ -263,7 +265,7 @@ def draw_figures(
     """The charts, and images of the boxes protocol, or of the first there is."""
     bench = evaluator.benches.get("boxes") or next(iter(evaluator.benches.values()))
     write_panels(run.path, bench, data, results, rows=settings.figure_rows, seed=settings.seed)
-    return write_figures(run.path, results) + write_qualitative(
+    return save_charts(run.path, charts_of(results)) + write_qualitative(
         run.path,
         bench,
         data,

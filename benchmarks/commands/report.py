@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.core.settings import setting
-from benchmarks.metrics.localization import THRESHOLDS
-from benchmarks.report.cost import cost_plot, draw_costs
-from benchmarks.report.faithfulness import draw_faithfulness, faithfulness_lines
-from benchmarks.report.figures import curve_lines, draw_curves, save_figure
-from benchmarks.report.html import write_html
+from benchmarks.report.charts import charts_of, save_charts
+from benchmarks.report.page import write_page
+from benchmarks.report.panels import read_panels
 from benchmarks.results.files import SCHEMA_VERSION, write_tables
-from benchmarks.results.tables import images_of
 from captum_embed.errors import InputError
 
 
@@ -48,28 +44,12 @@ def read_results(run: Path) -> dict[str, Any]:
     return found
 
 
-def write_figures(run: Path, results: Mapping[str, Any]) -> list[Path]:
-    """Curve, cost, deletion and insertion, each as PNG and SVG; what the run lacks is left out."""
-    subtitle = images_of(results)
-    figures = {}
-    if lines := curve_lines(results["summary"], results["methods"], banded=results["main_method"]):
-        figures["curve"] = draw_curves(lines, THRESHOLDS, subtitle)
-    if plot := cost_plot(results):
-        figures["cost"] = draw_costs(plot, subtitle)
-    if pairs := faithfulness_lines(results["summary"], results["methods"]):
-        figures["faithfulness"] = draw_faithfulness(pairs, subtitle)
-    return [
-        save_figure(figure, run / f"{name}.{kind}")
-        for name, figure in figures.items()
-        for kind in ("png", "svg")
-    ]
-
-
 def run(settings: ReportSettings) -> None:
     results = read_results(settings.run)
     paths = write_tables(settings.run, results)
-    paths += write_figures(settings.run, results)
-    paths.append(write_html(settings.run, results, images=settings.images))
+    paths += save_charts(settings.run, charts_of(results))
+    panels = read_panels(settings.run) if settings.images else None
+    paths.append(write_page(settings.run, results, panels))
     print("\n".join(str(path) for path in paths))
 
 

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import vl_convert
@@ -19,7 +19,7 @@ import vl_convert
 from benchmarks.core.files import write_atomically
 from benchmarks.report.looks import FLOOR, GREY, Look, as_text, figure_of
 
-WIDTH, HEIGHT = 560, 360
+WIDTH, HEIGHT, ROW = 560, 360, 17
 FONT = "Liberation Sans, Arial, sans-serif"
 SHOWN = "indexof(shown, datum.method) >= 0"
 LIT = "lit === datum.method"
@@ -58,7 +58,10 @@ def save_charts(folder: Path, charts: Mapping[str, Any]) -> list[Path]:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    return write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    return write_atomically(path, write)
 
 
 def free_name(taken: Mapping[str, Any], wanted: str) -> str:
@@ -90,7 +93,7 @@ def chart(layers: Sequence[Any], looks: Sequence[Look], title: str, at: float | 
     )
 
 
-def zoom(axes: Sequence[str] = ("x", "y")) -> Any:
+def zoom(axes: Sequence[Literal["x", "y"]] = ("x", "y")) -> Any:
     """Shift and the wheel zoom, shift and the pointer move; the wheel alone scrolls the page."""
     return alt.selection_interval(
         bind="scales",
@@ -100,15 +103,17 @@ def zoom(axes: Sequence[str] = ("x", "y")) -> Any:
     )
 
 
-def colour(looks: Sequence[Look], *, symbol: str = "stroke", legend: bool = True) -> Any:
-    """A colour for each method; in the legend those that are told apart."""
+def colour(
+    looks: Sequence[Look], *, symbol: str = "stroke", legend: bool = True, **options: Any
+) -> Any:
+    """A colour for each method; in the legend, which takes `options`, those told apart."""
     named = [look.label for look in looks if look.named]
     more = len(looks) - len(named)
     return (
         alt.Color("label:N")
         .scale(domain=[look.label for look in looks], range=[look.colour for look in looks])
         .legend(alt.Legend(title=f"{more} more in grey" if more else None, values=named,
-                           symbolType=symbol) if legend else None)
+                           symbolType=symbol, symbolOpacity=1, symbolStrokeWidth=2, **options) if legend else None)
     )  # fmt: skip
 
 
@@ -189,7 +194,8 @@ def points(
             size=75, strokeWidth=1.6, clip=True, opacity=alt.expr(STRENGTH), **style
         )
         layers.append(mark.encode(x=x, y=y, shape=shape(looks), color=hue, tooltip=tooltip))
-    zoomed = [axis for axis in "xy" if not places[axis].shorthand.endswith(":N")]
+    along: dict[Literal["x", "y"], Any] = {"x": x, "y": y}
+    zoomed = [axis for axis, channel in along.items() if not channel.shorthand.endswith(":N")]
     layers[-1] = layers[-1].add_params(zoom(zoomed))
     return layers
 

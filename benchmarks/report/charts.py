@@ -12,6 +12,7 @@ from benchmarks.metrics.localization import PAPER_THRESHOLD
 from benchmarks.report.chart_parts import (
     LINE_WIDTH,
     LIT,
+    ROW,
     SHOWN,
     STRENGTH,
     chart,
@@ -34,7 +35,6 @@ from benchmarks.results.tables import images_of
 
 __all__ = ["charts_of", "save_charts"]
 
-ROW = 17
 # Curves that are known by name; any other is drawn over its own x.
 CURVES: dict[str, dict[str, Any]] = {
     "accuracy": {

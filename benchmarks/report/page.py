@@ -97,7 +97,7 @@ def render(
         },
         style=_file("style.css"),
         script=_file("script.js"),
-        vega=Markup(vl_convert.javascript_bundle()),
+        vega=Markup(vl_convert.javascript_bundle()),  # type: ignore[call-arg]
     )
 
 

@@ -74,8 +74,10 @@ def columns_of(results: Mapping[str, Any]) -> list[Column]:
         columns.append({**shared, "kind": "empty", "heading": "empty", "better": "lower",
                         "about": "Maps without a positive pixel"})  # fmt: skip
     for key, heading, about, factor, digits in COSTS:
-        column = {"group": "cost", "protocol": None, "kind": "cost", "key": key, "about": about,
-                  "heading": heading, "better": "lower", "factor": factor, "digits": digits}  # fmt: skip
+        column = {
+            "group": "cost", "protocol": None, "kind": "cost", "key": key, "about": about,
+            "heading": heading, "better": "lower", "factor": factor, "digits": digits,
+        }  # fmt: skip
         if any(_cost(protocols, key) is not None for protocols in results["summary"].values()):
             columns.append(column)
     return columns
@@ -85,7 +87,9 @@ def _cell(results: Mapping[str, Any], name: str, column: Column) -> Cell | None:
     protocols = results["summary"][name]
     if column["kind"] == "cost":
         cost = _cost(protocols, column["key"])
-        return None if cost is None else Cell(cost, f"{column['factor'] * cost:.{column['digits']}f}")
+        return (
+            None if cost is None else Cell(cost, f"{column['factor'] * cost:.{column['digits']}f}")
+        )
     numbers = protocols.get(column["protocol"])
     if numbers is None:
         return None
