@@ -113,7 +113,8 @@ def colour(
         alt.Color("label:N")
         .scale(domain=[look.label for look in looks], range=[look.colour for look in looks])
         .legend(alt.Legend(title=f"{more} more in grey" if more else None, values=named,
-                           symbolType=symbol, symbolOpacity=1, symbolStrokeWidth=2, **options) if legend else None)
+                           symbolType=symbol, symbolOpacity=1, symbolStrokeWidth=2, **options)
+                if legend else None)
     )  # fmt: skip
 
 
@@ -125,10 +126,10 @@ def dash(looks: Sequence[Look]) -> Any:
     )
 
 
-def shape(looks: Sequence[Look]) -> Any:
+def shape(looks: Sequence[Look], *, legend: bool = True) -> Any:
     """The marker of each method's family."""
     families = {look.family: look.shape for look in looks}
-    return alt.Shape("family:N", legend=None).scale(
+    return alt.Shape("family:N", legend=alt.Legend(title="family") if legend else None).scale(
         domain=list(families), range=list(families.values())
     )
 
@@ -188,12 +189,14 @@ def points(
                alt.Tooltip("text:N", title="value [95% interval]"), *tips]  # fmt: skip
     for which, style in (
         ("!datum.fewer", {"filled": True}),
-        ("datum.fewer", {"filled": False, "fill": "white"}),
+        ("datum.fewer", {"filled": False, "fill": "transparent"}),
     ):
         mark = base.transform_filter(which).mark_point(
             size=75, strokeWidth=1.6, clip=True, opacity=alt.expr(STRENGTH), **style
         )
-        layers.append(mark.encode(x=x, y=y, shape=shape(looks), color=hue, tooltip=tooltip))
+        layers.append(
+            mark.encode(x=x, y=y, shape=shape(looks, legend=legend), color=hue, tooltip=tooltip)
+        )
     along: dict[Literal["x", "y"], Any] = {"x": x, "y": y}
     zoomed = [axis for axis, channel in along.items() if not channel.shorthand.endswith(":N")]
     layers[-1] = layers[-1].add_params(zoom(zoomed))

@@ -130,7 +130,7 @@ def curve_chart(
     layers = [band, line.add_params(zoom())]
     if marks:
         hollow = alt.Chart(alt.Data(values=marks)).transform_filter(SHOWN).mark_point(
-            filled=False, fill="white", size=24, strokeWidth=1.2, clip=True,
+            filled=False, fill="transparent", size=24, strokeWidth=1.2, clip=True,
             opacity=alt.expr(f"datum.named || {LIT} ? ({STRENGTH}) : 0"),
         )  # fmt: skip
         layers.append(hollow.encode(x, y, colour(present), tooltip=METHOD_TIPS))

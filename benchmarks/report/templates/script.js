@@ -130,7 +130,9 @@ function settings() {
 async function draw(chart) {
   const { title, ...spec } = structuredClone(specs[chart.dataset.chart]);
   // The page has legends of its own, which switch the lines.
-  for (const { encoding } of spec.layer) if (encoding?.color?.legend) encoding.color.legend = null;
+  for (const { encoding = {} } of spec.layer) {
+    for (const channel of [encoding.color, encoding.shape]) if (channel?.legend) channel.legend = null;
+  }
   Object.assign(spec, { width: "container", autosize: { type: "fit-x", contains: "padding" } });
   const { view } = await vegaEmbed(chart, spec, {
     mode: "vega-lite", ast: true, actions: false, renderer: "svg", config: settings(),

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.report.html import write_html
 
 from benchmarks.report.charts import WIDTH
-from benchmarks.report.html import write_html
 
 pytest.importorskip("selenium", reason="the report is looked at with Selenium (extra: test)")
 from selenium import webdriver
