@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,11 +50,21 @@ def save_charts(folder: Path, charts: Mapping[str, Any]) -> list[Path]:
         spec = {**chart.to_dict(), "config": CONFIG}
         drawn = {
             "png": vl_convert.vegalite_to_png(spec, scale=2),
-            "svg": vl_convert.vegalite_to_svg(spec).encode("utf-8"),
+            "svg": _numbered_from_1(vl_convert.vegalite_to_svg(spec)).encode("utf-8"),
         }
         for kind, content in drawn.items():
             paths.append(_write(folder / f"{name}.{kind}", content))
     return paths
+
+
+def _numbered_from_1(svg: str) -> str:
+    """Clip paths numbered within the file; Vega counts them from the start of the process."""
+    numbers: dict[str, int] = {}
+
+    def renumbered(match: re.Match[str]) -> str:
+        return f"{match[1]}clip{numbers.setdefault(match[2], len(numbers) + 1)}"
+
+    return re.sub(r'(<clipPath id="|url\(#)clip(\d+)', renumbered, svg)
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -145,13 +155,34 @@ def row_of(look: Look, figure: Mapping[str, Any], found: Mapping[str, Any]) -> d
     }  # fmt: skip
 
 
-def value_axis(channel: Any, field: str, figure: Mapping[str, Any], **axis: Any) -> Any:
+def value_axis(
+    channel: Any, rows: Sequence[Mapping[str, Any]], figure: Mapping[str, Any], suffix: str = ""
+) -> Any:
     """A figure of merit on an axis; shares go up to 100%."""
     share = figure["unit"] == "%"
     title = figure["heading"] + (" (lower is better)" if figure["better"] == "lower" else "")
-    shown = alt.Axis(format=".0%" if share else "~g", tickCount=6, **axis)
-    scale = alt.Scale(domain=[-0.02, 1.02], nice=False) if share else alt.Scale(zero=False)
-    return channel(field, title=title, axis=shown, scale=scale)
+    shown = alt.Axis(format=".0%" if share else "~g", tickCount=6)
+    ends = [row[f"{end}{suffix}"] for row in rows for end in ("low", "high")]
+    domain = padded([0, 1]) if share else padded(ends)
+    return channel(f"value{suffix}:Q", title=title, axis=shown, scale=fixed(domain))
+
+
+def padded(values: Iterable[float]) -> list[float]:
+    """An axis that is a little longer than its values.
+
+    Example:
+        >>> padded([0, 1, 0.5]), padded([3])
+        ([-0.02, 1.02], [2.5, 3.5])
+    """
+    low, high = min(found := list(values)), max(found)
+    return [low - 0.5, high + 0.5] if low == high else [
+        low - 0.02 * (high - low), high + 0.02 * (high - low)
+    ]  # fmt: skip
+
+
+def fixed(domain: Sequence[float], **options: Any) -> Any:
+    """A scale that stays as it is when methods are switched off."""
+    return alt.Scale(domain=list(domain), nice=False, zero=False, **options)
 
 
 def points(

@@ -19,9 +19,11 @@ from benchmarks.report.chart_parts import (
     colour,
     dash,
     decades,
+    fixed,
     floor_rules,
     free_name,
     names,
+    padded,
     points,
     row_of,
     rule,
@@ -113,9 +115,11 @@ def curve_chart(
     present = [looks[row["method"]] for row in rows]
     # Drawn in this order: what matters lies on top.
     rows.sort(key=lambda row: (row["main"], row["named"], not row["fewer"]))
-    scale = alt.Scale(domain=[0, 1]) if about["share"] else alt.Scale(zero=False, nice=True)
-    x = alt.X("x:Q", title=about["x"], axis=alt.Axis(tickCount=6, grid=False))
-    y = alt.Y("y:Q", title=about["y"], scale=scale,
+    across = [x for row in rows for x in row["x"]]
+    up = [y for row in rows for key in ("y", "low", "high") for y in row[key]]
+    x = alt.X("x:Q", title=about["x"], axis=alt.Axis(tickCount=6, grid=False),
+              scale=fixed([0, 1] if about["share"] else [min(across), max(across)]))  # fmt: skip
+    y = alt.Y("y:Q", title=about["y"], scale=fixed([0, 1] if about["share"] else padded(up)),
               axis=alt.Axis(format=".0%" if about["share"] else "~g", tickCount=6))  # fmt: skip
     each = alt.Detail("method:N")
     base = alt.Chart(alt.Data(values=rows)).transform_filter(SHOWN)
@@ -158,7 +162,7 @@ def cost_chart(
     axis = alt.Axis(values=decades(low, high), grid=False, labelExpr=label)
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     x = alt.X("seconds:Q", title="time per image", axis=axis, scale=scale)
-    y = value_axis(alt.Y, "value:Q", figure)
+    y = value_axis(alt.Y, rows, figure)
     steps = alt.Chart(alt.Data(values=frontier(rows, figure["better"])))
     layers = [steps.mark_line(color=GREY, strokeWidth=1.2, tooltip=False).encode(x, y)]
     if forward:
@@ -168,7 +172,7 @@ def cost_chart(
             alt.Tooltip("times:Q", format=".1f", title="times the forward pass")]  # fmt: skip
     layers += points(rows, present, x, y, [("y", "")], tips)
     across = [math.log(row["seconds"] / low) / math.log(high / low) for row in rows]
-    layers += names(rows, present, x, y, list(zip(across, _up(rows, figure), strict=True)))
+    layers += names(rows, present, x, y, list(zip(across, _up(rows, y), strict=True)))
     return chart(layers, present, f"{figure['heading']} against cost")
 
 
@@ -235,23 +239,18 @@ def plane_chart(
     if not rows:
         return None
     present = [looks[row["method"]] for row in rows]
-    x, y = value_axis(alt.X, "value:Q", across), value_axis(alt.Y, "value_up:Q", up)
+    x, y = value_axis(alt.X, rows, across), value_axis(alt.Y, rows, up, "_up")
     ranges = [("x", ""), ("y", "_up")]
     layers = points(rows, present, x, y, ranges, [alt.Tooltip("text_up:N", title="vertical")])
-    at = list(zip(_up(rows, across), _up(rows, up, "value_up"), strict=True))
+    at = list(zip(_up(rows, x), _up(rows, y, "value_up"), strict=True))
     layers += names(rows, present, x, y, at, beside=False)
     return chart(layers, present, f"{across['heading']} and {up['heading']}")
 
 
-def _up(
-    rows: Sequence[Mapping[str, Any]], figure: Mapping[str, Any], key: str = "value"
-) -> list[float]:
+def _up(rows: Sequence[Mapping[str, Any]], axis: Any, key: str = "value") -> list[float]:
     """Where values lie along their axis, as shares of it."""
-    values = [row[key] for row in rows]
-    if figure["unit"] == "%":
-        return values
-    low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 0.5 for value in values]
+    low, high = axis["scale"]["domain"]
+    return [(row[key] - low) / (high - low) for row in rows]
 
 
 def intervals_chart(
@@ -265,9 +264,9 @@ def intervals_chart(
     ]
     rows.sort(key=lambda row: row["value"], reverse=figure["better"] == "higher")
     present = [looks[row["method"]] for row in rows]
-    axis = alt.Axis(labelLimit=0, grid=False, ticks=False)
+    axis = alt.Axis(grid=False, ticks=False)
     y = alt.Y("label:N", sort=[look.label for look in present], title=None, axis=axis)
-    x = value_axis(alt.X, "value:Q", figure)
+    x = value_axis(alt.X, rows, figure)
     # Each row has its name already.
     layers = points(rows, present, x, y, [("x", "")], legend=False)
     made = chart(layers, present, figure["heading"])

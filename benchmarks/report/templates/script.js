@@ -79,7 +79,7 @@ function readOff(card, at) {
   const home = output.dataset.at === undefined ? null : Number(output.dataset.at);
   const place = at ?? home;
   const share = (value) => value.toFixed(2);
-  output.textContent = place === null ? "area under the curve" : `at ${share(place)}`;
+  output.textContent = place === null ? output.dataset.home : `at ${share(place)}`;
   for (const chart of all(".vega", card)) {
     const view = views.get(chart.dataset.chart);
     view.signal("at", place).runAsync();

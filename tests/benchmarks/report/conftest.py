@@ -50,7 +50,7 @@ SHARES = [round(0.1 * step, 1) for step in range(11)]
 def value(share: float, rng: np.random.Generator, main: float | None = None) -> dict[str, float]:
     """A figure of merit with its interval, and its difference to the main method."""
     half = rng.uniform(0.02, 0.06)
-    found = {"value": share, "low": max(0.0, share - half), "high": min(1.0, share + half)}
+    found = {"value": share, "low": max(0.0, share - half), "high": share + half}
     if main is not None:
         gap = share - main
         found |= {"difference": gap, "difference_low": gap - half, "difference_high": gap + half}
