@@ -23,8 +23,8 @@ from benchmarks.metrics.bootstrap import Draws, draw
 from benchmarks.metrics.localization import PAPER_BAND, THRESHOLDS, band
 from benchmarks.networks.build import build_network
 from benchmarks.protocols.boxes import FIGURES, correct
-from benchmarks.report.ablation import as_markdown, draw_ablation
-from benchmarks.report.figures import save_figure
+from benchmarks.report.ablation import ablation_chart, as_markdown
+from benchmarks.report.chart_parts import save_charts
 from benchmarks.results.files import package_versions
 from benchmarks.runs.folder import RunFolder
 from benchmarks.runs.settings import RunSettings
@@ -238,8 +238,7 @@ def _report(
     path = write_json(folder / "ablation.json", results)
     table = as_markdown(results)
     write_text(folder / "ablation.md", table)
-    figure = draw_ablation(results)
-    figures = [save_figure(figure, folder / f"ablation.{kind}") for kind in ("png", "svg")]
+    figures = save_charts(folder, {"ablation": ablation_chart(results)})
     print(table)
     print("\n".join(str(one) for one in (path, folder / "ablation.md", *figures)))
     return path

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.core.files import write_json, write_text
 from benchmarks.core.settings import as_command, names, setting
-from benchmarks.report.failures import as_markdown, as_text, draw_failures
-from benchmarks.report.figures import save_figure
+from benchmarks.report.chart_parts import save_charts
+from benchmarks.report.failures import as_markdown, as_text, failures_chart
 from benchmarks.results.failures import analyse
 from benchmarks.results.files import read_results
 from benchmarks.results.images import ImageTable
@@ -46,7 +46,7 @@ def failures(settings: FailuresSettings) -> list[Path]:
         settings (FailuresSettings): see each field's help.
 
     Returns:
-        list of Path: Markdown, JSON and figure.
+        list of Path: Markdown, JSON and the chart as PNG and SVG.
 
     Raises:
         InputError: no finished run, none with the boxes needed, or a method that is not in it.
@@ -61,7 +61,7 @@ def failures(settings: FailuresSettings) -> list[Path]:
     paths = [
         write_text(output, as_markdown(found)),
         write_json(output.with_suffix(".json"), found),
-        save_figure(draw_failures(found), output.with_suffix(".png")),
+        *save_charts(output.parent, {output.stem: failures_chart(found)}),
     ]
     print(as_text(found))
     print("\n" + "\n".join(str(path) for path in paths))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.core.settings import setting
-from benchmarks.report.files import write_figures
-from benchmarks.report.html import write_html
+from benchmarks.report.charts import charts_of, save_charts
+from benchmarks.report.page import write_page
+from benchmarks.report.panels import read_panels
 from benchmarks.results.files import read_results, write_tables
 
 
@@ -20,8 +21,9 @@ class ReportSettings:
 def run(settings: ReportSettings) -> None:
     results = read_results(settings.run)
     paths = write_tables(settings.run, results)
-    paths += write_figures(settings.run, results)
-    paths.append(write_html(settings.run, results, images=settings.images))
+    paths += save_charts(settings.run, charts_of(results))
+    panels = read_panels(settings.run) if settings.images else None
+    paths.append(write_page(settings.run, results, panels))
     print("\n".join(str(path) for path in paths))
 
 

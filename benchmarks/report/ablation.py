@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+import altair as alt
 
-from benchmarks.report.figures import COLOURS, STYLE
+from benchmarks.report.chart_parts import ROW
+from benchmarks.report.looks import COLOURS, GREY
 
 HEADINGS = (
     "axis",
@@ -55,39 +54,34 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def draw_ablation(results: Mapping[str, Any]) -> Figure:
+def ablation_chart(results: Mapping[str, Any]) -> Any:
     """Accuracy at 0.2 with its interval, and at the best threshold, a line per setting."""
-    rows = list(results["validation"])
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 1.2 + 0.2 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        height = 0.0
-        ticks: list[float] = []
-        labels: list[str] = []
-        for number, (axis, group) in enumerate(groupby(rows, key=lambda row: row["axis"])):
-            colour = COLOURS[number % len(COLOURS)]
-            for row in group:
-                _draw_row(axes, row, height, colour)
-                ticks.append(height)
-                labels.append(f"{axis}: {row['name']}")
-                height -= 1
-            height -= 0.6
-        base = 100 * rows[0]["accuracy_at_0.2"][0]
-        axes.axvline(base, color="black", alpha=0.35, lw=0.8)
-        axes.set_yticks(ticks, labels, fontsize=7)
-        axes.set(
-            xlim=(0, 100),
-            ylim=(height, 1),
-            xlabel="images with IoU ≥ 0.5 (%)   ● at τ = 0.2, 95% interval   ◇ at the best τ",
-        )
-        figure.suptitle(
-            f"{results['num_images']['validation']} images of the training classes", fontsize=9
-        )
-        return figure
-
-
-def _draw_row(axes: Any, row: Mapping[str, Any], height: float, colour: str) -> None:
-    accuracy, low, high = (100 * share for share in row["accuracy_at_0.2"])
-    axes.plot([low, high], [height, height], color=colour, lw=1.4)
-    axes.plot(accuracy, height, "o", color=colour, ms=4.5)
-    axes.plot(100 * row["max_box_acc"][0], height, "D", mfc="none", color=colour, ms=4)
+    rows = [
+        {"axis": row["axis"], "label": f"{row['axis']}: {row['name']}",
+         **dict(zip(("value", "low", "high"), row["accuracy_at_0.2"], strict=True)),
+         "best": row["max_box_acc"][0]}
+        for row in results["validation"]
+    ]  # fmt: skip
+    axes = list(dict.fromkeys(row["axis"] for row in rows))
+    hues = [COLOURS[number % len(COLOURS)] for number in range(len(axes))]
+    title = "images with IoU ≥ 0.5; full: at τ = 0.2, with 95% interval; hollow: at the best τ"
+    x = alt.X("value:Q", title=title, axis=alt.Axis(format=".0%"))
+    y = alt.Y("label:N", sort=[row["label"] for row in rows], title=None,
+              axis=alt.Axis(grid=False, ticks=False, labelLimit=0))  # fmt: skip
+    hue = alt.Color("axis:N", legend=None).scale(domain=axes, range=hues)
+    base = alt.Chart(alt.Data(values=rows))
+    first = alt.Chart(alt.Data(values=rows[:1])).mark_rule(color=GREY)
+    return alt.layer(
+        first.encode(alt.X("value:Q", title=title)),
+        base.mark_rule(strokeWidth=1.6).encode(
+            alt.X("low:Q", title=title), alt.X2("high:Q"), y, hue
+        ),
+        base.mark_point(filled=True, size=45, opacity=1).encode(x.scale(domain=[0, 1]), y, hue),
+        base.mark_point(shape="diamond", size=45).encode(alt.X("best:Q", title=title), y, hue),
+    ).properties(
+        width=420, height=ROW * len(rows),
+        title=alt.Title(
+            "Accuracy by setting",
+            subtitle=f"{results['num_images']['validation']} images of the training classes",
+        ),
+    )  # fmt: skip

@@ -1,276 +1,273 @@
-"""The charts of the HTML report, drawn as SVG that follows the page's colours."""
+"""Every chart of a run, defined once for the page and for the PNG and SVG files."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.metrics.localization import PAPER_BAND, PAPER_THRESHOLD
-from benchmarks.report.cost import CostPlot, CostPoint, frontier
-from benchmarks.report.figures import FLOOR
-from benchmarks.report.markup import Markup, join, tag
+import altair as alt
 
-WIDTH, HEIGHT = 640.0, 400.0
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 16.0, 14.0, 50.0
-NUM_COLOURS = 8
-MOST_HIGHLIGHTED = 7
-CHARACTER = 6.0  # width of a label's letter
+from benchmarks.metrics.localization import PAPER_THRESHOLD
+from benchmarks.report.chart_parts import (
+    LINE_WIDTH,
+    LIT,
+    ROW,
+    SHOWN,
+    STRENGTH,
+    chart,
+    colour,
+    dash,
+    decades,
+    fixed,
+    floor_rules,
+    free_name,
+    names,
+    padded,
+    points,
+    row_of,
+    rule,
+    save_charts,
+    value_axis,
+    with_field,
+    zoom,
+)
+from benchmarks.report.looks import GREY, Look, figure_of, leading_figures, looks_of_run
+from benchmarks.results.tables import images_of
+
+__all__ = ["charts_of", "save_charts"]
+
+# Curves that are known by name; any other is drawn over its own x.
+CURVES: dict[str, dict[str, Any]] = {
+    "accuracy": {
+        "title": "Accuracy over the threshold", "x": "threshold τ",
+        "y": "images with IoU ≥ 0.5", "share": True, "at": PAPER_THRESHOLD,
+    },
+    "deletion": {
+        "title": "Deletion: lower is better", "x": "share of the pixels blurred",
+        "y": "cosine similarity to the whole image", "share": False, "at": None,
+    },
+    "insertion": {
+        "title": "Insertion: higher is better", "x": "share of the pixels put back",
+        "y": "cosine similarity to the whole image", "share": False, "at": None,
+    },
+}  # fmt: skip
+METHOD_TIPS = [alt.Tooltip("label:N", title="method"), alt.Tooltip("family:N")]
 
 
-@dataclass(frozen=True)
-class Style:
-    """How a method looks in every chart and in the table.
+def charts_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """All charts that a run has numbers for, by the name of their file.
 
     Args:
-        colour (int): of the page's palette; None: the floors' grey.
-        dash (int): of the page's line styles.
-        highlighted (bool): shown at first.
+        results (Mapping): content of results.json.
     """
+    looks = looks_of_run(results)
+    charts: dict[str, Any] = {}
 
-    colour: int | None
-    dash: int
-    highlighted: bool
+    def add(name: str, made: Any | None) -> None:
+        if made is not None:
+            made.title = alt.Title(made.title.text, subtitle=images_of(results))
+            charts[free_name(charts, name)] = made
 
-    @property
-    def classes(self) -> str:
-        colour = "floor" if self.colour is None else f"c{self.colour}"
-        return f"{colour} d{self.dash}" + (" on" if self.highlighted else "")
-
-
-def rank(results: Mapping[str, Any]) -> list[str]:
-    """Methods and floors by the first figure of the table, the best first."""
-
-    def figure(name: str) -> float:
-        numbers = results["summary"][name]
-        if "boxes" in numbers:
-            return float(numbers["boxes"]["accuracy_at_0.2"])
-        return float(numbers.get("attention", {}).get("score", 0)) - 1
-
-    return sorted(results["summary"], key=figure, reverse=True)
+    for protocol, name in curves_of(results):
+        add(f"curve_{name}", curve_chart(results, protocol, name, looks))
+    leading = leading_figures(results)
+    if leading:
+        add("cost", cost_chart(results, leading[0], looks))
+    for figure in leading:
+        add(f"intervals_{figure['key']}", intervals_chart(results, figure, looks))
+        if figure["protocol"] != leading[0]["protocol"]:
+            add(f"against_{figure['key']}", plane_chart(results, leading[0], figure, looks))
+    return charts
 
 
-def styles(results: Mapping[str, Any]) -> dict[str, Style]:
-    """A style for each method and floor; the highlighted ones share no colour.
-
-    Highlighted are the main method, the best of each family, then the best of all, and the
-    floors.
-    """
-    families = {method["name"]: method["family"] for method in results["methods"]}
-    ranked = [name for name in rank(results) if families[name] != FLOOR]
-    first: dict[str, str] = {}
-    for name in ranked:
-        first.setdefault(families[name], name)
-    wanted = [results["main_method"], *first.values(), *ranked]
-    highlighted = [name for name in dict.fromkeys(wanted) if name is not None][:MOST_HIGHLIGHTED]
-    order = [*highlighted, *(name for name in ranked if name not in highlighted)]
-    found = {
-        name: Style(index % NUM_COLOURS, index // NUM_COLOURS, name in highlighted)
-        for index, name in enumerate(order)
-    }
-    floors = (name for name in results["summary"] if families[name] == FLOOR)
-    return found | {name: Style(None, index, True) for index, name in enumerate(floors)}
+def curves_of(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Protocol and name of every curve of a run."""
+    found: dict[tuple[str, str], None] = {}
+    for protocols in results["summary"].values():
+        for protocol, numbers in protocols.items():
+            found |= {(protocol, name): None for name in numbers.get("curves", {})}
+    return list(found)
 
 
-def curves(results: Mapping[str, Any], looks: Mapping[str, Style]) -> Markup:
-    """Accuracy over the threshold with 95% bands, every method a group that can be switched off."""
-    thresholds = results["thresholds"]
-    low, high = (_x(end) for end in PAPER_BAND)
-    groups = []
-    for name in reversed(rank(results)):
-        numbers = results["summary"][name].get("boxes")
-        if numbers is not None:
-            curve = numbers["accuracy_curve"]
-            bottom, top = numbers["intervals"]["accuracy_curve"]
-            main = " main" if name == results["main_method"] else ""
-            groups.append(
-                tag(
-                    "g",
-                    tag("path", d=_area(thresholds, bottom, top), class_="band"),
-                    tag("path", d=_path(thresholds, curve), class_="curve"),
-                    class_=f"series {looks[name].classes}{main}",
-                    data_method=name,
-                )
-            )
-    return tag(
-        "svg",
-        tag("rect", x=low, y=TOP, width=_r(high - low), height=_plot_height(), class_="paper-band"),
-        _grid_y(),
-        *(_tick_x(_x(step / 10), f"{step / 10:g}") for step in range(0, 11, 2)),
-        tag("text", "threshold τ", x=WIDTH - RIGHT, y=HEIGHT - 6, class_="axis end"),
-        *groups,
-        tag("line", x1=_x(PAPER_THRESHOLD), x2=_x(PAPER_THRESHOLD), y1=TOP, y2=HEIGHT - BOTTOM,
-            class_="crosshair"),
-        viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
-        role="img",
-        aria_label="Localization accuracy over the threshold; the table has the numbers",
-        data_left=LEFT,
-        data_right=WIDTH - RIGHT,
-        id="curves",
-    )  # fmt: skip
+def about_curve(name: str) -> dict[str, Any]:
+    """Titles of a curve, and where it is read off at first."""
+    other = {"title": name.replace("_", " "), "x": None, "y": None, "share": False, "at": None}
+    return CURVES.get(name, other)
 
 
-def costs(
-    plot: CostPlot, looks: Mapping[str, Style], main: str | None, forward: float | None
-) -> Markup:
-    """Accuracy over time per image, with 95% intervals."""
-    seconds = [point.seconds for point in plot.points] + ([forward] if forward else [])
-    low, high = min(seconds) / 1.3, max(seconds) * 1.5
+def curve_chart(
+    results: Mapping[str, Any], protocol: str, name: str, looks: Mapping[str, Look]
+) -> Any:
+    """One line per method, with a band where the run has one."""
+    about = about_curve(name)
+    rows, marks = [], []
+    for method, look in looks.items():
+        numbers = results["summary"][method].get(protocol, {})
+        if (curve := numbers.get("curves", {}).get(name)) is None:
+            continue
+        low, high = curve.get("low") or curve["y"], curve.get("high") or curve["y"]
+        rows.append({**look.row(), "x": curve["x"], "y": curve["y"], "low": low, "high": high})
+        if look.fewer is not None:
+            pairs = list(zip(curve["x"], curve["y"], strict=True))
+            pairs = pairs[:: max(1, len(pairs) // 14)]
+            marks += [{**look.row(), "x": x, "y": y} for x, y in pairs]
+    present = [looks[row["method"]] for row in rows]
+    # Drawn in this order: what matters lies on top.
+    rows.sort(key=lambda row: (row["main"], row["named"], not row["fewer"]))
+    across = [x for row in rows for x in row["x"]]
+    up = [y for row in rows for key in ("y", "low", "high") for y in row[key]]
+    x = alt.X("x:Q", title=about["x"], axis=alt.Axis(tickCount=6, grid=False),
+              scale=fixed([0, 1] if about["share"] else [min(across), max(across)]))  # fmt: skip
+    y = alt.Y("y:Q", title=about["y"], scale=fixed([0, 1] if about["share"] else padded(up)),
+              axis=alt.Axis(format=".0%" if about["share"] else "~g", tickCount=6))  # fmt: skip
+    each = alt.Detail("method:N")
+    base = alt.Chart(alt.Data(values=rows)).transform_filter(SHOWN)
+    flat = base.transform_flatten(["x", "y", "low", "high"])
+    strength = f"datum.main ? 0.2 : {LIT} ? 0.25 : datum.named && lit === '' ? 0.06 : 0"
+    band = flat.mark_area(opacity=alt.expr(strength), clip=True, tooltip=False).encode(
+        x, with_field(y, "low:Q"), alt.Y2("high:Q"), colour(present), each
+    )
+    line = flat.mark_line(
+        clip=True, strokeWidth=alt.expr(LINE_WIDTH), opacity=alt.expr(STRENGTH)
+    ).encode(x, y, colour(present), dash(present), each, tooltip=METHOD_TIPS)
+    layers = [band, line.add_params(zoom())]
+    if marks:
+        hollow = alt.Chart(alt.Data(values=marks)).transform_filter(SHOWN).mark_point(
+            filled=False, fill="transparent", size=24, strokeWidth=1.2, clip=True,
+            opacity=alt.expr(f"datum.named || {LIT} ? ({STRENGTH}) : 0"),
+        )  # fmt: skip
+        layers.append(hollow.encode(x, y, colour(present), tooltip=METHOD_TIPS))
+    reading = alt.Chart(alt.Data(values=[{"at": 0}])).transform_calculate(at="at")
+    layers.append(
+        reading.transform_filter("isNumber(datum.at)")
+        .mark_rule(color=GREY, clip=True, tooltip=False)
+        .encode(with_field(x, "at:Q"))
+    )
+    return chart(layers, present, about["title"], about["at"])
 
-    def x(value: float) -> float:
-        share = math.log(value / low) / math.log(high / low)
-        return _r(LEFT + share * (WIDTH - LEFT - RIGHT))
 
-    lines = []
+def cost_chart(
+    results: Mapping[str, Any], figure: Mapping[str, Any], looks: Mapping[str, Look]
+) -> Any | None:
+    """A figure of merit over the time per image; None where nothing was timed."""
+    rows = cost_rows(results, figure, looks)
+    if not rows:
+        return None
+    present = [looks[row["method"]] for row in rows]
+    forward = (results.get("forward") or {}).get(figure["protocol"], {}).get("median_seconds")
+    seconds = [row["seconds"] for row in rows] + ([forward] if forward else [])
+    low, high = min(seconds) / 1.4, max(seconds) * 1.6
+    label = "datum.value < 1 ? 1000 * datum.value + ' ms' : datum.value + ' s'"
+    axis = alt.Axis(values=decades(low, high), grid=False, labelExpr=label)
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    x = alt.X("seconds:Q", title="time per image", axis=axis, scale=scale)
+    y = value_axis(alt.Y, rows, figure)
+    steps = alt.Chart(alt.Data(values=frontier(rows, figure["better"])))
+    layers = [steps.mark_line(color=GREY, strokeWidth=1.2, tooltip=False).encode(x, y)]
     if forward:
-        lines.append(_marked_line(x(forward)))
-    if plot.floor is not None:
-        y = _y(plot.floor)
-        lines.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="floor-line"))
-        lines.append(tag("text", "centre box", x=WIDTH - RIGHT, y=_r(y - 5), class_="remark end"))
-    best = frontier(plot.points)
-    steps = " ".join(f"{x(point.seconds)},{_y(point.accuracy)}" for point in best)
-    lines.append(tag("polyline", points=steps, class_="frontier"))
-    # The highlighted ones on top of the others, the main one on top of all.
-    order = sorted(plot.points, key=lambda p: (p.name == main, looks[p.name].highlighted))
-    return tag(
-        "svg",
-        _grid_y(),
-        *(_tick_x(x(value), label) for value, label in _decades(low, high)),
-        tag("text", "time per image", x=WIDTH - RIGHT, y=HEIGHT - 6, class_="axis end"),
-        *lines,
-        *(_point(point, x(point.seconds), looks[point.name], point.name == main)
-          for point in order),
-        *_labels(plot.points, x, looks, main),
-        viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
-        role="img",
-        aria_label="Accuracy against time per image; the table has the numbers",
-        id="costs",
-    )  # fmt: skip
+        layers.append(rule(alt.X(datum=forward), "plain forward pass", vertical=True))
+    layers += floor_rules(results, figure, looks)
+    tips = [alt.Tooltip("seconds:Q", format=".3g", title="seconds per image"),
+            alt.Tooltip("times:Q", format=".1f", title="times the forward pass")]  # fmt: skip
+    layers += points(rows, present, x, y, [("y", "")], tips)
+    across = [math.log(row["seconds"] / low) / math.log(high / low) for row in rows]
+    layers += names(rows, present, x, y, list(zip(across, _up(rows, y), strict=True)))
+    return chart(layers, present, f"{figure['heading']} against cost")
 
 
-def shape(family: str, size: float = 5.0) -> Markup:
-    """The marker of a family, around the origin."""
-    s = size
-    paths = {
-        "captum: layer": f"M{-s},{-s}H{s}V{s}H{-s}Z",
-        "captum: input": f"M0,{-1.2 * s}L{1.15 * s},{s}H{-1.15 * s}Z",
-        "rival": f"M0,{-1.35 * s}L{1.35 * s},0L0,{1.35 * s}L{-1.35 * s},0Z",
-        "control": f"M{-1.15 * s},{-s}H{1.15 * s}L0,{1.2 * s}Z",
-    }
-    if family in paths:
-        return tag("path", d=paths[family], class_="marker")
-    return tag("circle", r=_r(1.1 * s), class_="marker")
+def cost_rows(
+    results: Mapping[str, Any], figure: Mapping[str, Any], looks: Mapping[str, Look]
+) -> list[dict[str, Any]]:
+    """Each timed method's value and time."""
+    rows = []
+    for name, look in looks.items():
+        numbers = results["summary"][name].get(figure["protocol"], {})
+        found = figure_of(results, name, figure)
+        if found and numbers.get("median_seconds"):
+            times = {"seconds": numbers["median_seconds"], "times": numbers.get("times_forward")}
+            rows.append({**row_of(look, figure, found), **times})
+    return rows
 
 
-def _point(point: CostPoint, x: float, look: Style, main: bool) -> Markup:
-    y = _y(point.accuracy)
-    return tag(
-        "g",
-        tag("line", x1=0, x2=0, y1=_r(_y(point.low) - y), y2=_r(_y(point.high) - y),
-            class_="whisker"),
-        shape(point.family),
-        tag("circle", r=12, class_="target"),
-        class_=f"point {look.classes}" + (" main" if main else ""),
-        transform=f"translate({x},{y})",
-        data_method=point.name,
-    )  # fmt: skip
+def frontier(rows: Sequence[Mapping[str, Any]], better: str) -> list[Mapping[str, Any]]:
+    """Those that no cheaper one equals, from cheap to expensive; of those with all images.
+
+    Example:
+        >>> rows = [{"seconds": s, "value": v, "fewer": s == 4}
+        ...         for s, v in ((3, 0.6), (2, 0.7), (1, 0.5), (4, 0.9))]
+        >>> [row["seconds"] for row in frontier(rows, "higher")]
+        [1, 2]
+    """
+    sign = 1 if better == "higher" else -1
+    best: list[Mapping[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["seconds"], -sign * row["value"])):
+        if not row["fewer"] and (not best or sign * row["value"] > sign * best[-1]["value"]):
+            best.append(row)
+    return best
 
 
-def _labels(
-    points: Sequence[CostPoint], x: Any, looks: Mapping[str, Style], main: str | None
-) -> list[Markup]:
-    """Names beside the highlighted points, where there is room for them."""
-    taken = [(x(p.seconds) - 6, _y(p.accuracy) - 6, x(p.seconds) + 6, _y(p.accuracy) + 6)
-             for p in points if looks[p.name].highlighted]  # fmt: skip
-    labels = []
-    highlighted = [point for point in points if looks[point.name].highlighted]
-    for point in sorted(highlighted, key=lambda p: (p.name != main, -p.accuracy)):
-        left, centre = x(point.seconds), _y(point.accuracy)
-        width = CHARACTER * len(point.title)
-        for anchor, dx, dy in PLACES:
-            start = left + dx - {"start": 0, "end": width, "middle": width / 2}[anchor]
-            box = (start, centre + dy - 10, start + width, centre + dy + 3)
-            inside = box[0] > LEFT and box[2] < WIDTH - 2 and box[1] > TOP and box[3] < _y(0) - 2
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                labels.append(
-                    tag("text", point.title, x=_r(left + dx), y=_r(centre + dy),
-                        class_=f"label {anchor}" + (" main" if point.name == main else ""),
-                        data_method=point.name)
-                )  # fmt: skip
-                break
-    return labels
+def plane_chart(
+    results: Mapping[str, Any],
+    across: Mapping[str, Any],
+    up: Mapping[str, Any],
+    looks: Mapping[str, Look] | None = None,
+    *,
+    beside: Mapping[str, Any] | None = None,
+) -> Any | None:
+    """Every method by two figures of merit, with the intervals of both.
+
+    Args:
+        results (Mapping): content of results.json.
+        across (Mapping): declaration of the figure on the horizontal axis.
+        up (Mapping): declaration of the figure on the vertical axis.
+        looks (Mapping, optional): of `benchmarks.report.looks.looks_of_run`.
+        beside (Mapping, optional): content of another run's results.json, which has `up`.
+
+    Returns:
+        None where no method has both.
+    """
+    looks = looks or looks_of_run(results)
+    rows = []
+    for name, look in looks.items():
+        first = figure_of(results, name, across)
+        second = figure_of(results if beside is None else beside, name, up)
+        if first and second:
+            upright = row_of(look, up, second)
+            both = {f"{key}_up": upright[key] for key in ("value", "low", "high", "text")}
+            rows.append({**row_of(look, across, first), **both})
+    if not rows:
+        return None
+    present = [looks[row["method"]] for row in rows]
+    x, y = value_axis(alt.X, rows, across), value_axis(alt.Y, rows, up, "_up")
+    ranges = [("x", ""), ("y", "_up")]
+    layers = points(rows, present, x, y, ranges, [alt.Tooltip("text_up:N", title="vertical")])
+    at = list(zip(_up(rows, x), _up(rows, y, "value_up"), strict=True))
+    layers += names(rows, present, x, y, at, beside=False)
+    return chart(layers, present, f"{across['heading']} and {up['heading']}")
 
 
-PLACES = (
-    ("start", 10, 4), ("end", -10, 4), ("middle", 0, -11), ("middle", 0, 19),
-    ("start", 10, -10), ("start", 10, 18), ("end", -10, -10), ("end", -10, 18),
-)  # fmt: skip
+def _up(rows: Sequence[Mapping[str, Any]], axis: Any, key: str = "value") -> list[float]:
+    """Where values lie along their axis, as shares of it."""
+    low, high = axis["scale"]["domain"]
+    return [(row[key] - low) / (high - low) for row in rows]
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _marked_line(x: float) -> Markup:
-    return join(
-        tag("line", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="forward-line"),
-        tag("text", "plain forward pass", x=_r(x + 5), y=TOP + 10, class_="remark"),
-    )
-
-
-def _decades(low: float, high: float) -> list[tuple[float, str]]:
-    """Round times within a range, with their units: 1, 2 and 5 of each decade, or 1 of many."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    digits = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
-    times = [digit * 10.0**power for power in range(first, last + 1) for digit in digits]
-    return [
-        (time, f"{time:g} s" if time >= 1 else f"{1000 * time:g} ms")
-        for time in times
-        if low <= time <= high
+def intervals_chart(
+    results: Mapping[str, Any], figure: Mapping[str, Any], looks: Mapping[str, Look]
+) -> Any:
+    """A figure of merit of every method with its interval, the best on top."""
+    rows = [
+        row_of(look, figure, found)
+        for name, look in looks.items()
+        if (found := figure_of(results, name, figure))
     ]
-
-
-def _grid_y() -> Markup:
-    lines = []
-    for percent in range(0, 101, 20):
-        y = _y(percent / 100)
-        lines.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
-        lines.append(tag("text", f"{percent}%", x=LEFT - 6, y=_r(y + 4), class_="tick end"))
-    return join(*lines)
-
-
-def _tick_x(x: float, label: str) -> Markup:
-    return join(
-        tag("line", x1=x, x2=x, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 4, class_="grid"),
-        tag("text", label, x=x, y=HEIGHT - BOTTOM + 20, class_="tick middle"),
-    )
-
-
-def _path(thresholds: Sequence[float], curve: Sequence[float]) -> str:
-    points = [f"{_x(tau)},{_y(share)}" for tau, share in zip(thresholds, curve, strict=True)]
-    return "M" + "L".join(points)
-
-
-def _area(thresholds: Sequence[float], low: Sequence[float], high: Sequence[float]) -> str:
-    upper = _path(thresholds, high)
-    lower = _path(list(reversed(thresholds)), list(reversed(low)))
-    return upper + "L" + lower[1:] + "Z"
-
-
-def _x(share: float) -> float:
-    return _r(LEFT + share * (WIDTH - LEFT - RIGHT))
-
-
-def _y(share: float) -> float:
-    return _r(TOP + (1 - share) * _plot_height())
-
-
-def _plot_height() -> float:
-    return HEIGHT - TOP - BOTTOM
-
-
-def _r(value: float) -> float:
-    return round(value, 1)
+    rows.sort(key=lambda row: row["value"], reverse=figure["better"] == "higher")
+    present = [looks[row["method"]] for row in rows]
+    axis = alt.Axis(grid=False, ticks=False)
+    y = alt.Y("label:N", sort=[look.label for look in present], title=None, axis=axis)
+    x = value_axis(alt.X, rows, figure)
+    # Each row has its name already.
+    layers = points(rows, present, x, y, [("x", "")], legend=False)
+    made = chart(layers, present, figure["heading"])
+    return made.properties(height=ROW * max(4, len(rows)))

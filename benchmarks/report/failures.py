@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import altair as alt
 
 from benchmarks.metrics.outcomes import OUTCOMES
-from benchmarks.report.figures import COLOURS, FLOOR, FLOOR_GREY, STYLE
+from benchmarks.report.chart_parts import HEIGHT, ROW, colour, dash
+from benchmarks.report.looks import FLOOR, Look, looks_of
 from benchmarks.results.tables import MISSING
 from benchmarks.results.tables import as_markdown as markdown_table
 from benchmarks.results.tables import as_text as text_table
@@ -35,6 +33,8 @@ DEFINITIONS = (
     "lies in the object's; **aside**, in between; **empty**, a map without a positive pixel."
 )
 SMALLEST_LABEL = 0.06
+# Of these a white number is read more easily than a black one.
+WHITE_ON = ("#0072B2", "#7A5195")
 MOST_LINES = 6
 NUM_CLASSES = 3
 
@@ -127,114 +127,108 @@ def _heading(found: Mapping[str, Any]) -> str:
 
 
 def leading_methods(found: Mapping[str, Any]) -> list[str]:
-    """The main method, the best of each other family, and the centre box: at most six."""
+    """The main method, the best of each other family, and the centre box: at most six.
+
+    Methods measured on fewer images are not among them.
+    """
     main = found["main_method"]
+    most = max((one["num_images"] for one in found["methods"].values()), default=0)
     best: dict[str, str] = {}
     for name, one in found["methods"].items():
-        if name != main and one["family"] != FLOOR:
+        if name != main and one["family"] != FLOOR and one["num_images"] == most:
             best.setdefault(one["family"], name)
     names = [name for name in (main, *best.values()) if name in found["methods"]]
     floors = [name for name in ("centre_box",) if name in found["methods"]]
     return [*names[: MOST_LINES - len(floors)], *floors]
 
 
-def draw_failures(found: Mapping[str, Any]) -> Figure:
+def failures_chart(found: Mapping[str, Any]) -> Any:
     """Stacked bars of every method's outcomes; accuracy by the object's size for the main ones."""
-    num_methods = len(found["methods"])
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12.4, max(4.4, 1.7 + 0.3 * num_methods)), layout="constrained")
-        grid = figure.add_gridspec(1, 2, width_ratios=[1.75, 1])
-        bars = figure.add_subplot(grid[0])
-        # Of very many methods the bars are high, and the lines need no more than so much of it.
-        lines = figure.add_subplot(grid[1])
-        lines.set_box_aspect(0.95)
-        lines.set_anchor("N")
-        _draw_bars(bars, found)
-        _draw_sizes(lines, found)
-        figure.suptitle(
-            f"How boxes at τ = {found['threshold']:g} miss\n{found['data']}, "
-            f"{found['num_images']} images of classes {found['test_classes']}",
-            x=0.01,
-            ha="left",
-        )
-        return figure
-
-
-def _draw_bars(axes: Axes, found: Mapping[str, Any]) -> None:
-    methods = list(found["methods"].values())
-    heights = np.arange(len(methods), dtype=np.float64)
-    left = np.zeros(len(methods))
-    for kind in OUTCOMES:
-        shares = np.array([one["outcomes"][kind]["share"][0] for one in methods])
-        colour = OUTCOME_COLOURS[kind]
-        axes.barh(heights, 100 * shares, 0.78, 100 * left, color=colour, label=LEGEND[kind])
-        for height, share, start in zip(heights, shares, left, strict=True):
-            if share >= SMALLEST_LABEL:
-                axes.text(
-                    100 * (start + share / 2),
-                    height,
-                    f"{100 * share:.0f}",
-                    ha="center",
-                    va="center_baseline",
-                    fontsize=8,
-                    color=_readable_on(colour),
-                )
-        left += shares
-    most = max(one["num_images"] for one in methods)
-    fewer = (f" (of {n})" if (n := one["num_images"]) < most else "" for one in methods)
-    titles = [one["title"] + some for one, some in zip(methods, fewer, strict=True)]
-    axes.set_yticks(heights, titles)
-    for label, one in zip(axes.get_yticklabels(), methods, strict=True):
-        label.set_color(FLOOR_GREY if one["family"] == FLOOR else "black")
-    axes.set_ylim(len(methods) - 0.45, -0.55)
-    axes.grid(visible=False)
-    axes.tick_params(left=False)
-    axes.spines["left"].set_visible(False)
-    axes.set(xlim=(0, 100), xlabel="images (%)")
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8, borderpad=0.2
+    images = {
+        name: one["num_images"] for name, one in found["methods"].items() if one["family"] != FLOOR
+    }
+    methods = [{"name": name, **one} for name, one in found["methods"].items()]
+    looks = looks_of(methods, found["main_method"], images)
+    title = alt.Title(
+        f"How boxes at τ = {found['threshold']:g} miss",
+        subtitle=f"{found['data']}, {found['num_images']} images of classes "
+        f"{found['test_classes']}",
+    )
+    sides = [_bars(found, looks), _sizes(found, looks)]
+    return (
+        alt.hconcat(*sides, spacing=40, title=title)
+        .resolve_scale(color="independent")
+        .resolve_legend(color="independent")
     )
 
 
-def _readable_on(colour: str) -> str:
-    red, green, blue = mpl.colors.to_rgb(colour)
-    return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+def _bars(found: Mapping[str, Any], looks: Mapping[str, Look]) -> Any:
+    rows: list[dict[str, Any]] = []
+    for name, one in found["methods"].items():
+        start = 0.0
+        for kind in OUTCOMES:
+            share = one["outcomes"][kind]["share"][0]
+            place = {"start": start, "middle": start + share / 2, "end": start + share}
+            rows.append(
+                {"label": looks[name].label, "outcome": LEGEND[kind], "share": share, **place}
+            )
+            start += share
+    axis = alt.Axis(labelLimit=0, domain=False, ticks=False)
+    y = alt.Y("label:N", sort=[looks[name].label for name in found["methods"]], title=None,
+              axis=axis)  # fmt: skip
+    outcomes = list(LEGEND.values())
+    legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=0, symbolType="square")
+    hue = alt.Color("outcome:N", legend=legend).scale(
+        domain=outcomes, range=list(OUTCOME_COLOURS.values())
+    )
+    x = alt.X("start:Q", title="images", axis=alt.Axis(format=".0%", grid=False))
+    base = alt.Chart(alt.Data(values=rows))
+    bars = base.mark_bar(height=ROW - 3).encode(
+        x.scale(domain=[0, 1]), alt.X2("end:Q"), y, hue,
+        [alt.Tooltip("label:N"), alt.Tooltip("outcome:N"), alt.Tooltip("share:Q", format=".1%")],
+    )  # fmt: skip
+    dark = [LEGEND[kind] for kind, hue in OUTCOME_COLOURS.items() if hue in WHITE_ON]
+    texts = (
+        base.transform_filter(alt.datum.share >= SMALLEST_LABEL)
+        .mark_text(fontSize=10)
+        .encode(
+            alt.X("middle:Q", title="images"),
+            y,
+            alt.Text("label_:N"),
+            color=alt.condition(
+                alt.FieldOneOfPredicate("outcome", dark), alt.value("white"), alt.value("black")
+            ),
+        )
+        .transform_calculate(label_="format(100 * datum.share, '.0f')")
+    )
+    return alt.layer(bars, texts).properties(width=480, height=ROW * len(found["methods"]))
 
 
-def _draw_sizes(axes: Axes, found: Mapping[str, Any]) -> None:
+def _sizes(found: Mapping[str, Any], looks: Mapping[str, Look]) -> Any:
     names = leading_methods(found)
     shown = [found["methods"][name] for name in names]
     sizes = list(shown[0]["sizes"])
-    counts = [max(one["sizes"][size]["count"] for one in shown) for size in sizes]
-    for number, (name, one) in enumerate(zip(names, shown, strict=True)):
-        # Side by side, so that intervals do not hide each other.
-        aside = 0.3 * (number / max(1, len(names) - 1) - 0.5)
-        known = [i for i, size in enumerate(sizes) if one["sizes"][size]["count"]]
-        values = 100 * np.array([one["sizes"][sizes[i]]["accuracy"] for i in known])
-        accuracy, low, high = values.T
-        floor = one["family"] == FLOOR
-        axes.errorbar(
-            np.array(known) + aside,
-            accuracy,
-            yerr=np.maximum(0, [accuracy - low, high - accuracy]),
-            color=FLOOR_GREY if floor else COLOURS[number % len(COLOURS)],
-            ls=(0, (1, 1)) if floor else "-",
-            lw=2.2 if name == found["main_method"] else 1.3,
-            marker="o",
-            ms=4,
-            elinewidth=0.8,
-            label=one["title"],
-        )
-    axes.set_xticks(
-        range(len(sizes)), [f"{size}\nn={count}" for size, count in zip(sizes, counts, strict=True)]
-    )
-    axes.set(
-        xlim=(-0.5, len(sizes) - 0.5),
-        ylim=(-3, 103),
-        xlabel="object's share of the image",
-        ylabel="correct (%)",
-    )
-    # Below the axis, whose labels are as high in every figure: in units of its own letters.
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=7, frameon=False, fontsize=8
-    )
+    counts = {size: max(one["sizes"][size]["count"] for one in shown) for size in sizes}
+    ticks = {size: f"{size} (n = {counts[size]})" for size in sizes}
+    rows = [
+        {"label": looks[name].label, "size": ticks[size],
+         **dict(zip(("value", "low", "high"), of["accuracy"], strict=True))}
+        for name, one in zip(names, shown, strict=True)
+        for size, of in one["sizes"].items() if of["count"]
+    ]  # fmt: skip
+    present = [looks[name] for name in names]
+    order = list(ticks.values())
+    x = alt.X("size:N", sort=order, title="object's share of the image",
+              axis=alt.Axis(labelAngle=0, labelExpr="split(datum.label, ' (')", grid=False,
+                            labelLimit=0),
+              scale=alt.Scale(domain=order))  # fmt: skip
+    # Side by side, so that intervals do not hide each other.
+    aside = alt.XOffset("label:N", sort=[look.label for look in present])
+    y = alt.Y("value:Q", title="correct", axis=alt.Axis(format=".0%"))
+    y = y.scale(domain=[0, 1])
+    base = alt.Chart(alt.Data(values=rows))
+    hue = colour(present, columns=1, orient="bottom")
+    lines = base.mark_line(strokeWidth=1.6).encode(x, y, aside, hue, dash(present))
+    ends = base.mark_rule().encode(x, alt.Y("low:Q", title="correct"), alt.Y2("high:Q"), aside, hue)
+    dots = base.mark_point(filled=True, size=40, opacity=1).encode(x, y, aside, hue)
+    return alt.layer(lines, ends, dots).properties(width=380, height=HEIGHT)

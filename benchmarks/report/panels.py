@@ -17,7 +17,7 @@ from benchmarks.core.files import write_atomically, write_json
 from benchmarks.metrics.figures import Figure
 from benchmarks.protocols.boxes import AT_PAPER, IOU_UNIT
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.report.flat import flat
+from benchmarks.report.looks import figure_of
 from benchmarks.results.images import ImageTable
 from captum_embed.errors import InputError
 
@@ -91,12 +91,20 @@ def compared_methods(results: Mapping[str, Any], protocol: str) -> list[str]:
         results (Mapping): content of results.json.
         protocol (str): that says which are the best.
     """
-    figure = lead(protocol).key
-    summary, main = flat(results)["summary"], results["main_method"]
-    ranked = sorted(
-        (m for m in results["methods"] if m.get("cost") == "fast" and m["name"] in summary),
-        key=lambda method: -summary[method["name"]].get(protocol, {}).get(figure, 0),
-    )
+    of_protocol = [figure for figure in results["figures"] if figure["protocol"] == protocol]
+    leading = sorted(of_protocol, key=lambda figure: not figure.get("lead"))[:1]
+    main = results["main_method"]
+
+    def loss(method: Mapping[str, Any]) -> float:
+        found = figure_of(results, method["name"], leading[0]) if leading else None
+        if found is None:
+            return float("inf")
+        value: float = found["value"]
+        return -value if leading[0]["better"] == "higher" else value
+
+    fast = (m for m in results["methods"]
+            if m.get("cost") == "fast" and m["name"] in results["summary"])  # fmt: skip
+    ranked = sorted(fast, key=loss)
     best: dict[str, str] = {}
     for method in ranked:
         if method["name"] != main:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import altair as alt
 
-from benchmarks.report.figures import COLOURS, DASHES, STYLE
+from benchmarks.report.chart_parts import HEIGHT, colour, dash
+from benchmarks.report.looks import looks_of
 from benchmarks.results.tables import as_markdown as as_table
 
 TITLES = {"rank_correlation": "rank correlation", "ssim": "SSIM"}
@@ -55,57 +54,49 @@ def _rows(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def draw_sanity(results: Mapping[str, Any]) -> Figure:
-    """Each figure over the stages, a line per method with its intervals."""
-    about = {method["name"]: method for method in results["methods"]}
+def sanity_chart(results: Mapping[str, Any]) -> Any:
+    """Each figure over the stages, a line per method with its intervals; the floor apart."""
     # The trained network's maps are what the others are compared to.
-    stages = [None, *results["stages"], results["floor"]]
-    num_methods = len(results["summary"])
-    with mpl.rc_context(STYLE):
-        height = max(3.4, 1.2 + 0.17 * num_methods)
-        figure = Figure(figsize=(9.6, height), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, (key, title) in zip(panels, TITLES.items(), strict=True):
-            for number, (name, found) in enumerate(results["summary"].items()):
-                # Side by side, so that intervals do not hide each other.
-                aside = 0.3 * (number / max(1, num_methods - 1) - 0.5)
-                style = {
-                    "color": COLOURS[number % len(COLOURS)],
-                    "ls": DASHES[about[name]["family"]],
-                    "label": about[name]["title"],
-                }
-                *values, floor = ([1.0] * 3 if s is None else found[s][key] for s in stages)
-                _draw_line(
-                    axes, [0, *(aside + 1 + n for n in range(len(values) - 1))], values, style
-                )
-                _draw_line(axes, [aside + len(values)], [floor], {**style, "label": None})
-            axes.axhline(0, color="black", alpha=0.35, lw=0.8)
-            axes.axvline(len(stages) - 1.5, color="black", alpha=0.35, lw=0.8)
-            axes.set_xticks(
-                range(len(stages)), ["trained", *(s.replace(" ", "\n") for s in stages[1:])]
-            )
-            axes.set(title=title, xlabel="re-initialised, from the head down")
-        panels[0].set_ylabel("alike to the trained network's map")
-        handles, labels = panels[0].get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
-    return figure
+    stages = ["trained", *results["stages"], results["floor"]]
+    measured = [method for method in results["methods"] if method["name"] in results["summary"]]
+    looks = looks_of(measured, results.get("main_method"))
+    present = list(looks.values())
+    panels = []
+    for key, title in TITLES.items():
+        rows = [
+            {**look.row(), "stage": stage, "apart": stage == results["floor"],
+             **dict(zip(("value", "low", "high"), _at(results, look.method, stage, key),
+                        strict=True))}
+            for look in sorted(present, key=lambda look: look.named)
+            for stage in stages
+        ]  # fmt: skip
+        axis = alt.Axis(labelAngle=0, labelExpr="split(datum.label, ' ')", grid=False, labelLimit=0)
+        x = alt.X("stage:N", title="re-initialised, from the head down", axis=axis,
+                  scale=alt.Scale(domain=stages))  # fmt: skip
+        aside = alt.XOffset("label:N", sort=[look.label for look in present])
+        alike = "alike to the trained network's map"
+        y = alt.Y("value:Q", title=alike)
+        strength = alt.expr("datum.named ? 1 : 0.4")
+        base = alt.Chart(alt.Data(values=rows))
+        hue, each = colour(present), alt.Detail("apart:N")
+        lines = base.mark_line(strokeWidth=1.5, opacity=strength)
+        ends = base.mark_rule(strokeWidth=1, opacity=strength)
+        dots = base.mark_point(filled=True, size=26, opacity=strength)
+        panels.append(
+            alt.layer(
+                lines.encode(x, y, aside, hue, dash(present), each),
+                ends.encode(
+                    x, alt.Y("low:Q", title=alike), alt.Y2("high:Q"), aside, hue,
+                ),
+                dots.encode(x, y, aside, hue, tooltip=[alt.Tooltip("label:N"), "value:Q"]),
+            ).properties(width=74 * len(stages), height=HEIGHT, title=alt.Title(title))
+        )  # fmt: skip
+    return alt.hconcat(*panels)
 
 
-def _draw_line(
-    axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], style: dict[str, Any]
-) -> None:
-    """Means over places, each with its interval (mean, low, high)."""
-    axes.errorbar(
-        places,
-        [mean for mean, _, _ in values],
-        yerr=[
-            [max(0.0, mean - low) for mean, low, _ in values],
-            [max(0.0, high - mean) for mean, _, high in values],
-        ],
-        marker="o",
-        ms=3,
-        lw=1.2,
-        elinewidth=0.8,
-        **style,
-    )
+def _at(results: Mapping[str, Any], method: str, stage: str, key: str) -> list[float]:
+    """Mean and interval; the trained network's maps are alike to themselves."""
+    if stage == "trained":
+        return [1.0, 1.0, 1.0]
+    found: list[float] = results["summary"][method][stage][key]
+    return found

@@ -21,8 +21,9 @@ from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks.build import build_network, find_layer, named_layer
 from benchmarks.protocols.protocol import Source
 from benchmarks.protocols.registry import DEFAULT_PROTOCOLS, PROTOCOLS
-from benchmarks.report.files import write_figures
-from benchmarks.report.html import write_html
+from benchmarks.report.charts import charts_of, save_charts
+from benchmarks.report.page import write_page
+from benchmarks.report.panels import read_panels
 from benchmarks.results.files import header, machine, package_versions, write_results
 from benchmarks.results.images import ImageTable
 from benchmarks.results.summary import FLOORS, declared, forward_costs, main_method, summarize
@@ -324,7 +325,8 @@ def report(
     paths = write_results(run.path, results, images)
     if settings.figures:
         paths += draw_figures(settings, results, evaluator, images, run, data)
-    paths.append(write_html(run.path, results, images=settings.figures))
+    panels = read_panels(run.path) if settings.figures else None
+    paths.append(write_page(run.path, results, panels))
     print(f"\n{as_text(table_rows(results, compact=True))}\n")
     print("±: half of the 95% bootstrap interval over images")
     print(counts_text(results["counts"], results["data"]))
@@ -367,11 +369,11 @@ def draw_figures(
     bench = _pictured(evaluator)
     if bench.protocol.brings_references:
         # Its items are no test images, or its maps answer no question that a picture could tell.
-        return write_figures(run.path, results)
+        return save_charts(run.path, charts_of(results))
     rows, seed = settings.figure_rows, settings.seed
     write_panels(run.path, bench, data, results, images, rows=rows, seed=seed)
     keys = list(images.shown(bench.protocol.name))
-    return write_figures(run.path, results) + write_qualitative(
+    return save_charts(run.path, charts_of(results)) + write_qualitative(
         run.path, bench, data, keys, method=settings.figure_method, rows=rows, seed=seed
     )
 

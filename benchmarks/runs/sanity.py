@@ -38,8 +38,8 @@ from benchmarks.networks.build import build_network, find_layer
 from benchmarks.networks.randomisation import cascade, randomised, rank_correlation, similarity
 from benchmarks.protocols.protocol import Question
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.report.figures import save_figure
-from benchmarks.report.sanity import as_markdown, draw_sanity
+from benchmarks.report.chart_parts import save_charts
+from benchmarks.report.sanity import as_markdown, sanity_chart
 from benchmarks.results.files import package_versions
 from benchmarks.runs.evaluation import Bench, EvaluationPlan
 from benchmarks.runs.folder import RunFolder
@@ -259,8 +259,7 @@ def _report(
     path = write_json(run.path / "sanity.json", results)
     table = as_markdown(results)
     write_text(run.path / "sanity.md", table)
-    figure = draw_sanity(results)
-    figures = [save_figure(figure, run.path / f"sanity.{kind}") for kind in ("png", "svg")]
+    figures = save_charts(run.path, {"sanity": sanity_chart(results)})
     print(table)
     print("\n".join(str(one) for one in (path, run.path / "sanity.md", *figures)))
     return path

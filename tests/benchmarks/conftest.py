@@ -7,181 +7,158 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.metrics.removal import area_under_curve
-from benchmarks.report.flat import flat
+from benchmarks.core.files import write_json
 from benchmarks.report.panels import (
     FOLDER,
     ImagePanels,
     MapPanel,
     Panels,
     compared_methods,
-    worst_images,
     write_index,
     write_map,
     write_photo,
 )
-from benchmarks.results.files import header
-from benchmarks.results.images import ImageTable
-from benchmarks.results.summary import FLOORS, declared, forward_costs, main_method, summarize
 
 # What a careless page would run, or lose.
 HOSTILE_TITLE = 'Saliency <script>window.hacked = 1</script> & "more"'
+HOSTILE_NAME = "saliency'); window.hacked = 3; ('"
 HOSTILE_CLASS = '"><img src=x onerror="window.hacked = 2">'
-NUM_IMAGES = 12
+NUM_IMAGES, FEWER = 12, 4
 METHODS = {
-    "ours_localize": ("Ours, LOCALIZE", "ours", 0.75, 0.03),
-    "ours_paper": ("Ours, transfer", "ours", 0.4, 0.025),
+    "ours_recommended": ("Ours, recommended", "ours", 0.75, 0.03),
+    "ours_transfer": ("Ours, transfer", "ours", 0.4, 0.025),
     "control_uniform": ("Control, uniform weights", "control", 0.55, 0.02),
     "layer_grad_cam": ("LayerGradCam", "captum: layer", 0.5, 0.05),
-    "saliency": (HOSTILE_TITLE, "captum: input", 0.2, 0.3),
+    HOSTILE_NAME: (HOSTILE_TITLE, "captum: input", 0.2, 0.3),
     "occlusion": ("Occlusion", "captum: input", 0.6, 12.0),
     "eigen_cam": ("Eigen-CAM", "rival", 0.65, 0.04),
 }
-FLOOR_QUALITY = {
-    "attention": {"centre_box": 0.58, "uniform_heatmap": 0.5},
-    "boxes": {"centre_box": 0.58, "whole_image": 0.2},
-}
+SLOW = ("occlusion",)  # measured on fewer images
+FLOORS = {"centre_box": ("Centre box", 0.58), "whole_image": ("Whole image", 0.2)}
+FIGURES = [
+    {"key": "accuracy_at_0.2", "protocol": "boxes", "heading": "IoU≥0.5 at τ=0.2",
+     "better": "higher", "unit": "%", "lead": True},
+    {"key": "max_box_acc", "protocol": "boxes", "heading": "MaxBoxAcc", "better": "higher",
+     "unit": "%", "lead": False},
+    {"key": "score", "protocol": "attention", "heading": "attention, box", "better": "higher",
+     "unit": "%", "lead": True},
+]  # fmt: skip
+for _figure in FIGURES:
+    _figure |= {"at": None, "about": _figure["heading"], "in_terminal": True}
+THRESHOLDS = [round(0.01 * step, 2) for step in range(1, 100)]
+SHARES = [round(0.1 * step, 1) for step in range(11)]
 
 
-def _overlap(rng: np.random.Generator, quality: float, thresholds: int) -> list[int]:
-    """IoU in ten-thousandths that is best near a threshold of 0.25."""
-    taus = np.linspace(0.01, 0.99, thresholds)
-    values = np.clip(quality + rng.normal(0, 0.15) - 0.9 * (taus - 0.25) ** 2, 0, 1)
-    return [int(value) for value in 10_000 * values]
+def value(share: float, rng: np.random.Generator, main: float | None = None) -> dict[str, float]:
+    """A figure of merit with its interval, and its difference to the main method."""
+    half = rng.uniform(0.02, 0.06)
+    found = {"value": share, "low": max(0.0, share - half), "high": share + half}
+    if main is not None:
+        gap = share - main
+        found |= {"difference": gap, "difference_low": gap - half, "difference_high": gap + half}
+    return found
 
 
-def _measures(rng: np.random.Generator, quality: float, thresholds: int) -> dict[str, Any]:
-    iou = _overlap(rng, quality, thresholds)
-    return {"empty": False, "iou": iou, "best_iou": [min(10_000, value + 400) for value in iou]}
+def band(x: list[float], y: np.ndarray) -> dict[str, list[float]]:
+    ends = {"low": np.clip(y - 0.05, 0, 1), "high": np.clip(y + 0.05, 0, 1)}
+    return {"x": x, "y": y.round(5).tolist(), **{key: e.tolist() for key, e in ends.items()}}
 
 
-def _image(rng: np.random.Generator, number: int) -> dict[str, Any]:
-    def protocol(name: str) -> dict[str, Any]:
-        def measures(quality: float, thresholds: int) -> dict[str, Any]:
-            if name == "boxes":
-                return _measures(rng, quality, thresholds)
-            return {"empty": False, "score": float(np.clip(quality + rng.normal(0, 0.1), 0, 1))}
-
-        return {
-            "size": [120, 90],
-            "box": [20, 15, 90, 75],
-            "forward_seconds": 0.02,
-            "floors": {
-                floor: measures(quality, 1) for floor, quality in FLOOR_QUALITY[name].items()
-            },
-            "methods": {
-                method: {**measures(quality, 99), "seconds": seconds * rng.uniform(0.9, 1.1)}
-                for method, (_, _, quality, seconds) in METHODS.items()
-            },
-        }
-
+def numbers(
+    figures: dict[str, Any], curves: dict[str, Any], seconds: float | None, count: int
+) -> dict[str, Any]:
     return {
-        "key": f"00{number % 2 + 1}.Thing/{number:02}.jpg",
-        "label": number % 2 + 1,
-        "protocols": {"attention": protocol("attention"), "boxes": protocol("boxes")},
-    }
+        "num_images": count, "num_empty": 1, "num_not_finite": 0, "num_masks": 0,
+        "median_seconds": seconds, "times_forward": None if seconds is None else seconds / 0.02,
+        "peak_memory_bytes": None if seconds is None else 60_000_000,
+        "figures": figures, "curves": curves,
+    }  # fmt: skip
 
 
 def make_results() -> dict[str, Any]:
+    """Content of results.json of a run with boxes and attention."""
     rng = np.random.default_rng(0)
-    images = [_image(rng, number) for number in range(NUM_IMAGES)]
-    images[3]["protocols"]["attention"] = {"left_out": "its box lies outside the crop"}
-    empty = images[5]["protocols"]["boxes"]["methods"]["saliency"]
-    empty |= {"empty": True, "iou": [0] * 99, "best_iou": [0] * 99}
+    main = METHODS["ours_recommended"][2]
+    qualities = {name: (quality, seconds) for name, (_, _, quality, seconds) in METHODS.items()}
+    qualities |= {name: (quality, None) for name, (_, quality) in FLOORS.items()}
+    summary: dict[str, Any] = {}
+    for name, (quality, seconds) in qualities.items():
+        base = None if name == "ours_recommended" else main
+        count = FEWER if name in SLOW else NUM_IMAGES
+        curve = np.clip(quality - 1.5 * (np.array(THRESHOLDS) - 0.2) ** 2, 0, 1)
+        boxes = {"accuracy_at_0.2": value(quality, rng, base),
+                 "max_box_acc": value(quality + 0.05, rng, base)}  # fmt: skip
+        score = {"score": value(1 - quality / 2, rng, base)}
+        summary[name] = {
+            "boxes": numbers(boxes, {"accuracy": band(THRESHOLDS, curve)}, seconds, count),
+            "attention": numbers(score, {}, seconds, count),
+        }
+    score = {"score": value(0.5, rng, main)}
+    summary["uniform_heatmap"] = {"attention": numbers(score, {}, None, NUM_IMAGES)}
     methods: list[dict[str, Any]] = [
-        {"name": name, "title": title, "family": family, "explains": f"map of {name}",
+        {"name": name, "title": title, "family": family, "explains": f"map of {title}",
          "cost": "slow" if seconds > 1 else "fast", "unavailable": None}
         for name, (title, family, _, seconds) in METHODS.items()
     ]  # fmt: skip
     methods.append({"name": "lrp", "title": "LRP", "family": "captum: input", "explains": "",
                     "cost": "fast", "unavailable": "no rule for the layer <Swish>"})  # fmt: skip
+    floors = {**{n: title for n, (title, _) in FLOORS.items()}, "uniform_heatmap": "Uniform"}
     methods += [
-        {"name": name, "title": title, "family": "floor", "unavailable": None}
-        for name, title in FLOORS.items()
-    ]
-    memory = {
-        "protocol": "boxes", "image": images[0]["key"], "size": [120, 90],
-        "measured": "growth of a process", "forward": 50_000_000,
-        "methods": {name: 60_000_000 + index for index, name in enumerate(METHODS)},
-    }  # fmt: skip
-    main = main_method(methods)
-    names = [method["name"] for method in methods if not method["unavailable"]]
-    table = ImageTable.from_records(images)
-    protocols = ("attention", "boxes")
+        {"name": name, "title": title, "family": "floor", "explains": None, "cost": None,
+         "unavailable": None}
+        for name, title in floors.items()
+    ]  # fmt: skip
     part = {"classes": "1-2", "images": NUM_IMAGES, "absent": 1, "masks": 0}
-    results = {
-        **header(),
+    return {
+        "schema_version": 4,
         "command": "python -m benchmarks localize --data 'a <b> & c'",
         "settings": {"network": "efficientnet_lite0", "layer": "features", "limit": None},
         "versions": {"python": "3.11", "captum-embed": "0.1.0"},
-        "threads": 1,
-        "device": "cpu",
+        "machine": {"cores": 2}, "device": "cpu", "workers": 1, "threads": 1,
         "identity": {"network_fingerprint": "0123abcd"},
         "data": {"name": "things <b>", "root": "/data", "train": part, "test": part,
                  "unreadable": ["cannot read <x>.jpg"]},
-        "counts": table.counts(protocols, unreadable=1),
-        "methods": methods,
-        "main_method": main,
-        "memory": memory,
-        "forward": forward_costs(table, protocols, memory),
-        "figures": declared(protocols),
-        "summary": summarize(table, names, main, memory=memory, num_resamples=200),
-        # Not in the file: what tests compare with.
-        "images": images,
+        "counts": {"images": NUM_IMAGES, "unreadable": 1,
+                   "measured": {"attention": NUM_IMAGES - 1, "boxes": NUM_IMAGES},
+                   "left_out": {"attention": 1, "boxes": 0}},
+        "methods": methods, "main_method": "ours_recommended",
+        "memory": {"protocol": "boxes", "size": [120, 90], "measured": "growth of a process",
+                   "forward": 50_000_000, "methods": {}},
+        "forward": {"boxes": {"median_seconds": 0.02, "peak_memory_bytes": 50_000_000},
+                    "attention": {"median_seconds": 0.01, "peak_memory_bytes": None}},
+        "figures": FIGURES, "summary": summary, "thresholds": THRESHOLDS,
     }  # fmt: skip
-    return flat(results)
 
 
-def with_faithfulness(results: dict[str, Any]) -> dict[str, Any]:
-    """The same run with deletion and insertion measured as well, on all images but one."""
-    rng = np.random.default_rng(2)
-    shares = np.linspace(0, 1, 11)
-
-    def measures(quality: float) -> dict[str, Any]:
-        slope = (0.5 + 1.5 * quality) * rng.uniform(0.9, 1.1)
-        curves = {
-            "deletion": 1 - 0.6 * shares ** (1 / slope),
-            "insertion": 0.4 + 0.6 * shares ** (1 / slope),
-        }
-        return {
-            "empty": False,
-            **{kind: area_under_curve(curve) for kind, curve in curves.items()},
-            **{f"{kind}_curve": curve.round(5).tolist() for kind, curve in curves.items()},
-        }
-
+def with_invented(results: dict[str, Any]) -> dict[str, Any]:
+    """The same run with a protocol, a figure of merit and curves that nothing in report/ knows."""
     found = copy.deepcopy(results)
-    protocols = ("attention", "boxes", "faithfulness")
-    for image in found["images"][1:]:
-        image["protocols"]["faithfulness"] = {
-            "size": [120, 90],
-            "box": [20, 15, 90, 75],
-            "forward_seconds": 0.02,
-            "floors": {n: measures(q) for n, q in FLOOR_QUALITY["attention"].items()},
-            "methods": {
-                name: {**measures(quality), "seconds": seconds}
-                for name, (_, _, quality, seconds) in METHODS.items()
-            },
-        }
-    table = ImageTable.from_records(found["images"])
-    memory, names = found["memory"], list(found["summary"])
-    found |= {
-        "figures": declared(protocols),
-        "summary": summarize(table, names, found["main_method"], memory=memory, num_resamples=200),
-        "forward": forward_costs(table, protocols, memory),
-        "counts": table.counts(protocols, unreadable=1),
-    }
-    return flat(found)
-
-
-@pytest.fixture(scope="session")
-def faithful_results(shared_results: dict[str, Any]) -> dict[str, Any]:
-    """Content of results.json of a run with deletion and insertion; not to be changed."""
-    return with_faithfulness(shared_results)
+    rng = np.random.default_rng(1)
+    for name, (_, _, quality, seconds) in METHODS.items():
+        figures = {"wobble": value(3 - quality, rng, 2.25)}
+        curves = {kind: band(SHARES, 1 - quality * np.array(SHARES) ** power)
+                  for kind, power in (("deletion", 1), ("wobbling", 2))}  # fmt: skip
+        found["summary"][name]["tremor"] = numbers(figures, curves, seconds, NUM_IMAGES)
+    found["figures"] = [
+        *found["figures"],
+        {"key": "wobble", "protocol": "tremor", "heading": "Wobble <i>of</i> maps",
+         "better": "lower", "unit": "", "lead": True},
+    ]  # fmt: skip
+    found["counts"]["measured"]["tremor"] = NUM_IMAGES
+    found["counts"]["left_out"]["tremor"] = 0
+    return found
 
 
 @pytest.fixture(scope="session")
 def shared_results() -> dict[str, Any]:
+    """Content of results.json; not to be changed."""
     return make_results()
+
+
+@pytest.fixture(scope="session")
+def invented_results(shared_results: dict[str, Any]) -> dict[str, Any]:
+    """Content of results.json with an invented protocol; not to be changed."""
+    return with_invented(shared_results)
 
 
 @pytest.fixture
@@ -195,32 +172,21 @@ def write_panels(run: Path, results: dict[str, Any]) -> Panels:
     rng = np.random.default_rng(1)
     yy, xx = np.mgrid[:90, :120]
 
-    def panels(key: str) -> ImagePanels:
-        number = key[-6:-4]
+    def panels(number: int) -> ImagePanels:
         pixels = rng.integers(0, 255, (90, 120, 3)).astype(np.uint8)
         photo = write_photo(pixels, run / FOLDER / f"image-{number}.png")
         heat = np.exp(-((xx - 50) ** 2 + (yy - 40) ** 2) / 400.0)
-        maps = tuple(
-            MapPanel(
-                name,
-                write_map(heat, run / FOLDER / f"map-{number}-{name}.png").name,
-                None if name == "saliency" else (30.0, 20.0, 70.0, 60.0),
-                0.5,
-            )
-            for name in compared_methods(results, "boxes")
-        )
-        return ImagePanels(
-            key, HOSTILE_CLASS, (120, 90), (20.0, 15.0, 90.0, 75.0), photo.name, maps
-        )
+        maps = []
+        for index, name in enumerate(compared_methods(results, "boxes")):
+            empty = name == HOSTILE_NAME
+            file = write_map(heat, run / FOLDER / f"map-{number}-{index}.png").name
+            box = None if empty else (30.0, 20.0, 70.0, 60.0)
+            maps.append(MapPanel(name, file, box, 0.0 if empty else 0.62))
+        key = f"001.Thing/{number:02}.jpg"
+        true = (20.0, 15.0, 90.0, 75.0)
+        return ImagePanels(key, HOSTILE_CLASS, (120, 90), true, photo.name, tuple(maps))
 
-    chosen = tuple(panels(results["images"][index]["key"]) for index in (0, 1))
-    worst = tuple(
-        panels(key)
-        for key in worst_images(
-            ImageTable.from_records(results["images"]), "boxes", results["main_method"], 2
-        )
-    )
-    made = Panels("boxes", chosen, worst)
+    made = Panels("boxes", (panels(0), panels(1)), (panels(2), panels(3)))
     write_index(run, made)
     return made
 
@@ -228,8 +194,6 @@ def write_panels(run: Path, results: dict[str, Any]) -> Panels:
 @pytest.fixture(scope="session")
 def finished_run(shared_results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with results.json and panels; not to be changed."""
-    from benchmarks.core.files import write_json
-
     run = tmp_path_factory.mktemp("finished")
     write_json(run / "results.json", shared_results)
     write_panels(run, shared_results)

@@ -173,7 +173,8 @@ def test_the_command_prints_tables_and_writes_files(
     assert written["command"] in text
     assert Image.open(run / "failures.png").size[0] > 1000
     assert {path.name for path in run.iterdir()} == {
-        "results.json", "images.parquet", "failures.json", "failures.md", "failures.png"
+        "results.json", "images.parquet", "failures.json", "failures.md", "failures.png",
+        "failures.svg",
     }  # fmt: skip
 
 
@@ -182,7 +183,7 @@ def test_the_markdown_may_go_elsewhere_with_the_others_beside_it(run: Path) -> N
     arguments = ["--methods", "ours", "--output", str(target), "--no-progress"]
     assert main(["failures", "--run", str(run), *arguments]) == 0
     assert {path.name for path in target.parent.iterdir()} == {
-        "misses.md", "misses.json", "misses.png"
+        "misses.md", "misses.json", "misses.png", "misses.svg"
     }  # fmt: skip
     assert not (run / "failures.md").exists()
 

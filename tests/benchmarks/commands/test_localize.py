@@ -195,12 +195,12 @@ def test_a_run_writes_its_table_figures_and_every_record(
     for title in FLOORS.values():
         assert title in finished
     for name in (
-        "results.json", "images.parquet", "results.csv", "results.md", "curve.png", "cost.png",
-        "qualitative.png", "report.html",
+        "results.json", "images.parquet", "results.csv", "results.md", "curve_accuracy.png",
+        "cost.png", "qualitative.png", "report.html",
     ):  # fmt: skip
         assert f"run/{name}" in finished
         assert Path("run", name).stat().st_size > 500
-    for name in ("curve.png", "qualitative.png"):
+    for name in ("curve_accuracy.png", "qualitative.png"):
         assert np.asarray(Image.open(Path("run", name))).std() > 10
     assert not list(Path("run").rglob(".part-*"))
 

@@ -1,15 +1,18 @@
+from html import escape
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.metrics.outcomes import OUTCOMES, size_names
+from benchmarks.report.chart_parts import save_charts
 from benchmarks.report.failures import (
-    OUTCOME_COLOURS,
+    LEGEND,
     as_markdown,
     as_text,
     class_rows,
-    draw_failures,
+    failures_chart,
     leading_methods,
     outcome_rows,
     size_rows,
@@ -96,25 +99,47 @@ def test_the_main_method_leads_the_best_of_each_family(found: dict[str, Any]) ->
     assert leading_methods(found)[0] == "ours_localize"
 
 
+def chart(found: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of the bars, and those of the lines by the object's size."""
+    spec = failures_chart(found).to_dict()
+
+    def rows(panel: dict[str, Any]) -> list[dict[str, Any]]:
+        data: list[dict[str, Any]] = (panel.get("data") or panel["layer"][0]["data"])["values"]
+        return data
+
+    bars, lines = spec["hconcat"]
+    return rows(bars), rows(lines)
+
+
 def test_each_bar_is_the_whole_of_a_methods_images(found: dict[str, Any]) -> None:
-    bars, lines = draw_failures(found).axes
-    assert len(bars.containers) == len(OUTCOMES)
-    for row, one in enumerate(found["methods"].values()):
-        patches = [container[row] for container in bars.containers]
-        assert sum(patch.get_width() for patch in patches) == pytest.approx(100)
-        for left, right in pairwise(patches):
-            assert left.get_x() + left.get_width() == pytest.approx(right.get_x())
-        assert patches[0].get_width() == pytest.approx(100 * one["outcomes"]["correct"]["share"][0])
-        assert bars.get_yticklabels()[row].get_text() == one["title"]
-    top, bottom = bars.get_ylim()[1], bars.get_ylim()[0]
-    assert top < 0 < bottom, "the best method is at the top"
-    (entries,) = [bars.get_legend().get_texts()]
-    assert len(entries) == len(set(OUTCOME_COLOURS.values())) == len(OUTCOMES)
-    assert [text.get_text().split("\n")[0] for text in lines.get_xticklabels()] == [*size_names()]
+    rows, _ = chart(found)
+    for one in found["methods"].values():
+        parts = [row for row in rows if row["label"] == one["title"]]
+        assert len(parts) == len(OUTCOMES)
+        assert parts[0]["start"] == 0
+        assert parts[-1]["end"] == pytest.approx(1)
+        for left, right in pairwise(parts):
+            assert left["end"] == pytest.approx(right["start"])
+        assert parts[0]["share"] == one["outcomes"]["correct"]["share"][0]
 
 
 def test_a_size_without_images_has_no_point(found: dict[str, Any]) -> None:
-    _, lines = draw_failures(found).axes
-    for container in lines.containers:
-        assert len(container[0].get_xdata()) == len(size_names()) - 1
-    assert len(lines.containers) == len(leading_methods(found))
+    _, rows = chart(found)
+    assert len(rows) == len(leading_methods(found)) * (len(size_names()) - 1)
+
+
+def test_methods_on_fewer_images_say_so_and_do_not_lead(found: dict[str, Any]) -> None:
+    found["methods"]["saliency"]["num_images"] = 5
+    rows, lines = chart(found)
+    assert "saliency (n = 5)" in {row["label"] for row in rows}
+    assert not any(row["label"].startswith("saliency") for row in lines)
+
+
+def test_the_legends_are_whole(found: dict[str, Any], tmp_path: Path) -> None:
+    for one in found["methods"].values():
+        one["title"] += ", a title that is longer than most are, and longer still"
+    png, svg = save_charts(tmp_path, {"failures": failures_chart(found)})
+    text = svg.read_text()
+    for label in (*LEGEND.values(), *(one["title"] for one in found["methods"].values())):
+        assert f">{escape(label)}<" in text, "shortened"
+    assert png.stat().st_size > 10_000

@@ -1,0 +1,202 @@
+"""How a method looks in every chart and on the page: its colour, line style, shape and label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+FLOOR = "floor"
+GREY = "#8d949c"
+MOST_COLOURED = 12
+# Told apart by everyone, and dark or light enough for a white page as well as for a black one.
+COLOURS = (
+    "#d55e00", "#0072b2", "#009e73", "#b8528f", "#a87000", "#2b8cc4",
+    "#8c62ac", "#8c6d31", "#d1453b", "#5b7f00", "#4b6fd0", "#008b8b",
+)  # fmt: skip
+# The methods that most runs have in colour; all others take theirs from their name.
+FIXED = {
+    "ours_recommended": 0, "layer_grad_cam": 1, "control_uniform": 2, "saliency": 3,
+    "layer_cam": 4, "layer_activation": 5, "ours_transfer": 6, "occlusion": 7, "ours_paper": 8,
+    "eigen_cam": 9, "activation_decomposition": 10, "lime": 11,
+}  # fmt: skip
+DASHES = {
+    "ours": [1, 0], "control": [10, 3], "captum: layer": [5, 3], "captum: input": [2, 2],
+    "rival": [8, 3, 2, 3], FLOOR: [1, 4],
+}  # fmt: skip
+SHAPES = {
+    "ours": "circle", "control": "triangle-down", "captum: layer": "square",
+    "captum: input": "triangle-up", "rival": "diamond", FLOOR: "M-0.2,-1H0.2V1H-0.2Z",
+}  # fmt: skip
+OTHER_DASH, OTHER_SHAPE = [12, 3, 2, 3, 2, 3], "cross"
+
+Number = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One method in every chart.
+
+    Args:
+        method (str): its name.
+        label (str): its title, with the number of images where it had fewer than the others.
+        family (str): decides on the line style and the shape.
+        colour (str): grey for those that are not told apart.
+        coloured (bool): has a colour of its own.
+        main (bool): is the method that the others are compared with.
+        fewer (int, optional): its number of images, where it had fewer than the others.
+    """
+
+    method: str
+    label: str
+    family: str
+    colour: str
+    coloured: bool
+    main: bool
+    fewer: int | None = None
+
+    @property
+    def dash(self) -> list[int]:
+        return DASHES.get(self.family, OTHER_DASH)
+
+    @property
+    def shape(self) -> str:
+        return SHAPES.get(self.family, OTHER_SHAPE)
+
+    @property
+    def named(self) -> bool:
+        """In the legends: what has a colour, and the floors."""
+        return self.coloured or self.family == FLOOR
+
+    def row(self) -> dict[str, Any]:
+        """As the charts' data have it."""
+        return {
+            "method": self.method,
+            "label": self.label,
+            "family": self.family,
+            "named": self.named,
+            "main": self.main,
+            "fewer": self.fewer is not None,
+        }
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each of at most twelve names, by the name alone as far as they do not collide.
+
+    Example:
+        >>> colours(["saliency", "eigen_cam"]) == colours(["eigen_cam", "saliency"])
+        True
+    """
+    chosen: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: (name not in FIXED, name)):
+        first = FIXED.get(name, int.from_bytes(sha256(name.encode()).digest()[:4], "big"))
+        wanted = (COLOURS[(first + step) % len(COLOURS)] for step in range(len(COLOURS)))
+        chosen[name] = next(colour for colour in wanted if colour not in chosen.values())
+    return chosen
+
+
+def looks_of(
+    methods: Sequence[Mapping[str, Any]],
+    main: str | None,
+    images: Mapping[str, int] | None = None,
+) -> dict[str, Look]:
+    """The looks of a run's methods.
+
+    Coloured are the main method, the best of each family, then the best of all; methods measured
+    on fewer images come after the others.
+
+    Args:
+        methods (sequence of Mapping): ``name``, ``title`` and ``family`` each, the best first.
+        main (str, optional): what the others are compared with.
+        images (Mapping, optional): number of images each was measured on.
+    """
+    images = images or {}
+    most = max(images.values(), default=0)
+    fewer = {name: count for name, count in images.items() if count < most}
+    ranked = sorted(
+        (m for m in methods if m["family"] != FLOOR), key=lambda method: method["name"] in fewer
+    )
+    first: dict[str, str] = {}
+    for method in ranked:
+        first.setdefault(method["family"], method["name"])
+    names = [method["name"] for method in ranked]
+    wanted = dict.fromkeys([*(n for n in names if n == main), *first.values(), *names])
+    chosen = colours(list(wanted)[:MOST_COLOURED])
+    looks: dict[str, Look] = {}
+    labels: set[str] = set()
+    for method in methods:
+        name, label = method["name"], method["title"]
+        if name in fewer:
+            label += f" (n = {fewer[name]})"
+        if label in labels:  # The scales of the charts go by the label.
+            label += f" [{name}]"
+        labels.add(label)
+        looks[name] = Look(
+            name, label, method["family"], chosen.get(name, GREY), name in chosen, name == main,
+            fewer.get(name),
+        )  # fmt: skip
+    return looks
+
+
+def figure_of(
+    results: Mapping[str, Any], name: str, figure: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Value and interval of one method; None where it was not measured."""
+    numbers = results["summary"].get(name, {}).get(figure["protocol"], {})
+    found = numbers.get("figures", {}).get(figure["key"])
+    return found if found and found.get("value") is not None else None
+
+
+def measured_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The declared figures of merit that some method has, in the order of the declarations."""
+    return [
+        figure
+        for figure in results["figures"]
+        if any(figure_of(results, name, figure) for name in results["summary"])
+    ]
+
+
+def leading_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those declared as leading; where none is, the first of each protocol."""
+    figures = measured_figures(results)
+    first: dict[str, dict[str, Any]] = {}
+    for figure in figures:
+        first.setdefault(figure["protocol"], figure)
+    return [figure for figure in figures if figure.get("lead")] or list(first.values())
+
+
+def ranked(results: Mapping[str, Any]) -> list[str]:
+    """Methods and floors by the first leading figure, the best first; those without it last."""
+    leading = leading_figures(results)
+    if not leading:
+        return list(results["summary"])
+    sign = -1 if leading[0]["better"] == "higher" else 1
+
+    def place(name: str) -> tuple[bool, float]:
+        found = figure_of(results, name, leading[0])
+        return found is None, sign * found["value"] if found else 0.0
+
+    return sorted(results["summary"], key=place)
+
+
+def looks_of_run(results: Mapping[str, Any]) -> dict[str, Look]:
+    """The looks of all methods and floors of a results.json, the best first."""
+    about = {method["name"]: method for method in results["methods"]}
+    images = {
+        name: min(numbers["num_images"] for numbers in protocols.values())
+        for name, protocols in results["summary"].items()
+        if protocols and about[name]["family"] != FLOOR
+    }
+    return looks_of([about[name] for name in ranked(results)], results["main_method"], images)
+
+
+def as_text(value: float, unit: str, *, signed: bool = False) -> str:
+    """A figure of merit as it is read: a share in percent, anything else with three decimals.
+
+    Example:
+        >>> as_text(0.5, "%"), as_text(-0.25, "", signed=True), as_text(-0.00001, "%", signed=True)
+        ('50.0', '-0.250', '+0.0')
+    """
+    scaled, digits = (100 * value, 1) if unit == "%" else (value, 3)
+    return f"{round(scaled, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
