@@ -35,6 +35,7 @@ def direction(references: Tensor, foils: Tensor) -> Tensor:
     """What an embedding is multiplied with, (N, D); where there are none, (N, 0, D), zero.
 
     Example:
+        >>> import torch
         >>> direction(torch.tensor([[[3.0, 0.0], [1.0, 0.0]]]), torch.zeros(1, 0, 2))
         tensor([[2., 0.]])
     """

@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise MissingExtraError(
         "results of images are kept as Parquet, which needs pyarrow: pip install "
-        "'captum-embed[benchmarks]'"
+        "-e '.[benchmarks]' in a checkout"
     ) from error
 
 FILE = "images.parquet"

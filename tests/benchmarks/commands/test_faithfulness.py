@@ -42,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / name)
             lines.append(f"{name},{label},10,10,60,50")
     (tmp_path / "data" / "boxes.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "tiny_networks.py").write_text(NETWORK)
+    (tmp_path / "tiny_encoders.py").write_text(NETWORK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -51,7 +51,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(output: str = "run", **changes: str) -> int:
     options = {
         "data": "data", "train-classes": "1-2", "test-classes": "3-6", "device": "cpu",
-        "network": "tiny_networks:build", "methods": METHODS, "output": output,
+        "network": "tiny_encoders:build", "methods": METHODS, "output": output,
         "num-resamples": "50", "num-mosaics": "3", "limit": "2",
         **{name.replace("_", "-"): value for name, value in changes.items()},
     }  # fmt: skip

@@ -31,5 +31,5 @@ def test_module_imports_where_no_compiled_code_can_be_kept(tmp_path, monkeypatch
 
 def test_missing_numba_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    with pytest.raises(MissingExtraError, match=r"captum-embed\[benchmarks\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[benchmarks\]'"):
         import_copy(tmp_path)
