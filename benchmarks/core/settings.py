@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -138,6 +139,16 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     ]
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number of at most 18 digits; Python reads those of any script.
+
+    Example:
+        >>> is_whole("12"), is_whole("\u0661"), is_whole("1" * 5000)
+        (True, False, False)
+    """
+    return re.fullmatch("[0-9]{1,18}", text) is not None
+
+
 class ClassNumbers(tuple[int, ...]):
     """A data set's own class numbers, written ``1-10,12``.
 
@@ -160,7 +171,7 @@ class ClassNumbers(tuple[int, ...]):
         numbers: list[int] = []
         for part in text.split(","):
             first, dash, last = part.strip().partition("-")
-            if not first.isdecimal() or (dash and not last.isdecimal()):
+            if not is_whole(first) or (dash and not is_whole(last)):
                 raise InputError(
                     f"{text!r} is not a list of class numbers; expected for example 1-10 or 1-10,12"
                 )
@@ -188,7 +199,7 @@ def positive_int(text: str) -> int:
     Raises:
         InputError: anything else.
     """
-    if not text.isdecimal() or int(text) < 1:
+    if not is_whole(text) or int(text) < 1:
         raise InputError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 

@@ -24,6 +24,8 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
     "svg.hashsalt": "captum_embed",
+    # Names come from data files, and a $ in one is no formula.
+    "text.parse_math": False,
 }
 
 

@@ -70,7 +70,10 @@ def test_class_numbers_survive_being_written_and_read(chosen: set[int]) -> None:
     assert ClassNumbers.parse(str(numbers)) == numbers
 
 
-@pytest.mark.parametrize("text", ["", "1-", "-3", "a", "3-1", "1,1", "1-3,2", "1;2", "1-999999999"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "1-", "-3", "a", "3-1", "1,1", "1-3,2", "1;2", "1-999999999", "\u0661", "1_0", "9" * 5000],
+)
 def test_text_that_is_no_list_of_classes_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         ClassNumbers.parse(text)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,9 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a figure is a \.png or \.svg file"):
         save_figure(draw_rows([(panel(), panel())], ""), tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
+    odd = replace(panel(), caption=r"cash $\frac{ $ cows")
+    path = save_figure(draw_rows([(odd, odd)], r"$\nope$"), tmp_path / "a.png")
+    assert Image.open(path).size[0] > 800
