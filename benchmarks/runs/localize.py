@@ -102,16 +102,7 @@ def localize(settings: LocalizeSettings) -> Path:
     layer = find_layer(network, settings.layer)
     forward = TripletForward(network, margin=settings.margin).eval()
     require_writable_folder(settings.output, "--output")
-    data = choose_data(
-        settings.data,
-        settings.train_classes,
-        settings.test_classes,
-        settings.output / "data",
-        settings.seed,
-        split=settings.split,
-        download=settings.download,
-        progress=settings.progress,
-    )
+    data = chosen_data(settings)
     own = identity(settings, network, data, device, threads_of(settings.workers))
     with RunFolder(settings.output, own) as run:
         data = survey(data, progress=settings.progress)
@@ -122,6 +113,20 @@ def localize(settings: LocalizeSettings) -> Path:
             plan = replace(plan, slow_keys=_slow_keys(settings, works))
         evaluate(settings, plan, run, works)
         return report(settings, plan, run, data, works)
+
+
+def chosen_data(settings: ExplainSettings) -> DataChoice:
+    """The images of a run, by its settings; see `choose_data`."""
+    return choose_data(
+        settings.data,
+        settings.train_classes,
+        settings.test_classes,
+        settings.output / "data",
+        settings.seed,
+        split=settings.split,
+        download=settings.download,
+        progress=settings.progress,
+    )
 
 
 def plan_of(settings: ExplainSettings, device: torch.device, cache: Path) -> EvaluationPlan:

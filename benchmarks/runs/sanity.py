@@ -30,7 +30,7 @@ from benchmarks.core.device import chosen_device
 from benchmarks.core.files import require_writable_folder, write_json, write_text
 from benchmarks.core.seeding import sample, seed_of, seeded
 from benchmarks.core.settings import as_command, as_json, positive_int, setting
-from benchmarks.datasets.choice import DataChoice, choose_data, survey
+from benchmarks.datasets.choice import DataChoice, survey
 from benchmarks.datasets.records import ImageRecord, ImageSet, load_rgb
 from benchmarks.methods import select
 from benchmarks.metrics.bootstrap import bootstrap_interval
@@ -43,7 +43,7 @@ from benchmarks.report.sanity import as_markdown, sanity_chart
 from benchmarks.results.files import package_versions
 from benchmarks.runs.evaluation import Bench, EvaluationPlan
 from benchmarks.runs.folder import RunFolder
-from benchmarks.runs.localize import identity, plan_of, prepare
+from benchmarks.runs.localize import chosen_data, identity, plan_of, prepare
 from benchmarks.runs.parallel import threads_of
 from benchmarks.runs.settings import ExplainSettings
 from captum_embed import TripletForward
@@ -121,16 +121,7 @@ def few_of_each_class(images: ImageSet, count: int, seed: int) -> ImageSet:
 
 
 def _choose(settings: SanitySettings) -> DataChoice:
-    data = choose_data(
-        settings.data,
-        settings.train_classes,
-        settings.test_classes,
-        settings.output / "data",
-        settings.seed,
-        split=settings.split,
-        download=settings.download,
-        progress=settings.progress,
-    )
+    data = chosen_data(settings)
     return replace(data, train=few_of_each_class(data.train, settings.bank_images, settings.seed))
 
 
