@@ -54,7 +54,6 @@ class Subject:
         forward (Match): the one scalar that all methods explain; its encoder is the network.
         layer (nn.Module): the layer that layer methods explain, output (N, C, h, w).
         bank (WeightBank, optional): grad-weights of the training images at that layer.
-        num_neighbors (int): bank entries that a query borrows from, unless a method says.
         other_banks (Mapping): banks of other layers or tuples, by what was asked for.
         other_layers (Mapping): the layers of those banks, by name.
         budget (int): evaluations per image of the methods that take many, see
@@ -65,7 +64,6 @@ class Subject:
     forward: Match
     layer: nn.Module
     bank: WeightBank | None = None
-    num_neighbors: int = 1
     other_banks: Mapping[BankSpec, WeightBank] = field(default_factory=dict)
     other_layers: Mapping[str, nn.Module] = field(default_factory=dict)
     budget: int = DEFAULT_BUDGET

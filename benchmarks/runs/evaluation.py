@@ -46,7 +46,6 @@ class EvaluationPlan:
         methods (tuple of str): registry names.
         protocols (tuple of str): names in `PROTOCOLS`.
         margin (float): of the triplet loss.
-        num_neighbors (int): bank entries a query borrows from.
         seed (int): of methods that draw.
         device (str): where the network runs.
         cache (Path): folder with a `ProtocolCache` per protocol.
@@ -63,7 +62,6 @@ class EvaluationPlan:
     methods: tuple[str, ...]
     protocols: tuple[str, ...]
     margin: float
-    num_neighbors: int
     seed: int
     device: str
     cache: Path
@@ -136,7 +134,6 @@ class Bench:
             Match(forward.encoder),
             layer,
             banks.get(BankSpec()),
-            plan.num_neighbors,
             other_banks=banks,
             other_layers={
                 name: named_layer(forward.encoder, layer, name)

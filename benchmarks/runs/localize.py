@@ -138,7 +138,6 @@ def plan_of(settings: ExplainSettings, device: torch.device, cache: Path) -> Eva
         methods=tuple(method.name for method in select(settings.methods)),
         protocols=(),
         margin=settings.margin,
-        num_neighbors=settings.num_neighbors,
         seed=settings.seed,
         device=str(device),
         cache=cache,

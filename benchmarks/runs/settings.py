@@ -92,11 +92,6 @@ class TupleSettings:
         "tuples per image, where not all of them count", default=50, parse=positive_int
     )
     margin: float = setting("of the triplet loss, squared Euclidean", default=0.2, parse=float)
-    num_neighbors: int = setting(
-        "bank entries that weights are transferred from, unless a method says",
-        default=1,
-        parse=positive_int,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,7 +170,6 @@ def test_the_budget_and_seed_of_a_plan_reach_a_method(
         methods=("probe",),
         protocols=("boxes",),
         margin=0.2,
-        num_neighbors=1,
         seed=7,
         device="cpu",
         cache=tmp_path,
