@@ -19,7 +19,7 @@ def embedding_of(output: Any) -> Tensor:
     Args:
         output: A tensor, as it is; a mapping, such as a ``ModelOutput`` of ``transformers``, that
             holds ``embeddings``, ``image_embeds`` or ``pooler_output``; or a tuple or list with
-            one tensor (N, D) in it.
+            one tensor (N, D) in it. What pooling leaves, (N, D, 1, 1), is flattened.
 
     Returns:
         The embeddings.
@@ -34,12 +34,12 @@ def embedding_of(output: Any) -> Tensor:
         torch.Size([2, 3])
     """
     if isinstance(output, Tensor):
-        return output
+        return output.flatten(1) if output.dim() > 2 and output.shape[2:].numel() == 1 else output
     advice = "pass embedding_func=..., which maps images to embeddings (N, D)"
     if isinstance(output, Mapping):
         for name in _NAMES:
             if isinstance(output.get(name), Tensor):
-                return output[name]
+                return embedding_of(output[name])
         raise InputError(
             f"the encoder returned {type(output).__name__} with {sorted(map(str, output))}; "
             f"expected a tensor, or one of {list(_NAMES)} in it: {advice}"

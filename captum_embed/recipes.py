@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from captum_embed import channel_filters
 from captum_embed.channel_filters import ChannelFilter
-from captum_embed.errors import LayerError
+from captum_embed.errors import InputError, LayerError
+from captum_embed.families import place_of
 from captum_embed.grad_cam import EmbeddingLayerGradCam
+from captum_embed.layouts import Layout
 from captum_embed.map_functions import MapFunction, agreed_evidence, background_distance
 from captum_embed.weight_bank import WeightBank
 
 __all__ = ["EXPLAIN", "LOCALIZE", "PAPER", "Recipe"]
-
-# What known families call the part that ends at the last activation before pooling.
-_TRUNKS = ("features", "layer4", "trunk_output")
 
 
 @dataclass(frozen=True)
@@ -83,18 +82,7 @@ class Recipe:
         return settings if self.num_tuples is None else {**settings, "num_tuples": self.num_tuples}
 
     def layer_of(self, encoder: nn.Module) -> nn.Module:
-        """The layer that this recipe is meant for.
-
-        Args:
-            encoder: A network whose part in front of the pooling is called ``features``,
-                ``layer4`` or ``trunk_output``, as in torchvision's convolutional networks, at
-                any depth of wrapping.
-
-        Returns:
-            A module of the encoder.
-
-        Raises:
-            LayerError: The encoder is of no family that is known here.
+        """The layer that this recipe is meant for; see :meth:`layer_settings`.
 
         Example::
 
@@ -104,53 +92,97 @@ class Recipe:
             >>> recipes.LOCALIZE.layer_of(network) is network.layer4
             True
         """
-        named = [
-            (name.count("."), name)
-            for name, _ in encoder.named_modules()
-            if name.rpartition(".")[2] in _TRUNKS
-        ]
-        outermost = [name for depth, name in named if depth == min(named)[0]]
-        if len(outermost) != 1:
-            raise LayerError(
-                f"the layer of {type(encoder).__name__} cannot be told: modules called "
-                f"{', '.join(_TRUNKS)} are {outermost or 'absent'}; give the last layer in front "
-                "of the pooling yourself"
-            )
-        trunk = encoder.get_submodule(outermost[0])
-        return trunk if self.layer == "last_activation" else _last_block(trunk)
+        layer: nn.Module = self.layer_settings(encoder)["layer"]
+        return layer
+
+    def layer_settings(self, encoder: nn.Module) -> dict[str, Any]:
+        """The layer that this recipe is meant for, with the layout of its output.
+
+        They are keyword arguments of :class:`EmbeddingLayerGradCam`,
+        :func:`build_weight_bank` and of the rivals that explain a layer. Of a vision transformer
+        it is the last layer at which the patches have a gradient.
+
+        Args:
+            encoder: A network of a known family, at any depth of wrapping: convolutional ones,
+                ViT, DINO, CLIP and Swin of torchvision, timm and transformers.
+
+        Returns:
+            ``layer`` and ``layout``, and of tokens ``prefix_tokens``.
+
+        Raises:
+            LayerError: The encoder is of no family that is known here.
+
+        Example::
+
+            >>> from torchvision.models import VisionTransformer
+            >>> from captum_embed import recipes
+            >>> encoder = VisionTransformer(32, 8, 2, 2, 16, 32)  # a small vit_b_16
+            >>> settings = recipes.EXPLAIN.layer_settings(encoder)
+            >>> settings["layout"], settings["prefix_tokens"]
+            ('tokens', 1)
+        """
+        place = place_of(encoder)
+        name = place.last_block if self.layer == "last_block" else place.last_activation
+        settings = {"layer": encoder.get_submodule(name), "layout": place.layout}
+        if place.prefix_tokens is None:
+            return settings
+        return {**settings, "prefix_tokens": place.prefix_tokens}
 
     def grad_cam(
         self,
         forward_func: Callable[..., Any],
-        layer: nn.Module,
+        layer: nn.Module | None = None,
         *,
         weight_bank: WeightBank | None = None,
         device_ids: list[int] | None = None,
         embedding_func: Callable[..., Tensor] | None = None,
+        layout: Layout | None = None,
+        prefix_tokens: int | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> EmbeddingLayerGradCam:
         """The attribution with these settings.
 
         Args:
             forward_func: As in :class:`EmbeddingLayerGradCam`: what is explained.
-            layer: As in :class:`EmbeddingLayerGradCam`; :meth:`layer_of` finds it.
+            layer: As in :class:`EmbeddingLayerGradCam`. None: :meth:`layer_of` the encoder.
             weight_bank: Built for this layer with :attr:`bank_settings`; or None, for the
                 gradient of ``forward_func`` itself.
             device_ids: As in :class:`EmbeddingLayerGradCam`.
             embedding_func: As in :class:`EmbeddingLayerGradCam`.
+            layout: As in :class:`EmbeddingLayerGradCam`. None: that of :meth:`layer_settings`,
+                if the layer is the one named there; otherwise ``"channels_first"``.
+            prefix_tokens: As in :class:`EmbeddingLayerGradCam`.
+            grid: As in :class:`EmbeddingLayerGradCam`.
 
         Returns:
             The attribution.
 
         Raises:
             BankMismatchError: The bank was built for another layer, or explains something else.
+            LayerError: No layer is given, and the encoder is of no family that is known here.
+            InputError: No layer is given, and no encoder can be found.
+
+        Example::
+
+            >>> import torch
+            >>> from torchvision.models import resnet18
+            >>> from captum_embed import SimilarityForward, recipes
+            >>> forward = SimilarityForward(resnet18(num_classes=8).eval(), torch.rand(1, 8))
+            >>> recipes.EXPLAIN.grad_cam(forward).attribute(torch.rand(2, 3, 64, 64)).shape
+            torch.Size([2, 1, 2, 2])
         """
+        settings = self._known_settings(forward_func, embedding_func, layer)
+        if layout is not None:
+            settings = {"layer": settings["layer"], "layout": layout}
+        given = {"prefix_tokens": prefix_tokens, "grid": grid}
+        settings |= {name: value for name, value in given.items() if value is not None}
         if weight_bank is None:
             return EmbeddingLayerGradCam(
                 forward_func,
-                layer,
-                device_ids,
+                device_ids=device_ids,
                 channel_filter=self._filter_of_one,
                 map_func=self.map_func,
+                **settings,
             )
         if self.entry_filter is not None:
             weight_bank = WeightBank(
@@ -162,32 +194,42 @@ class Recipe:
             )
         return EmbeddingLayerGradCam(
             forward_func,
-            layer,
-            device_ids,
+            device_ids=device_ids,
             weight_bank=weight_bank,
             embedding_func=embedding_func,
             num_neighbors=min(self.num_neighbors, len(weight_bank)),
             channel_filter=self.channel_filter,
             map_func=self.map_func,
+            **settings,
         )
+
+    def _known_settings(
+        self, forward_func: Any, embedding_func: Any, layer: nn.Module | None
+    ) -> dict[str, Any]:
+        """The layer given, or else the recommended one, and the layout that it is known to have."""
+        inner = getattr(forward_func, "module", forward_func)
+        candidates = (embedding_func, getattr(inner, "encoder", None), inner)
+        encoder = next((each for each in candidates if isinstance(each, nn.Module)), None)
+        if encoder is None and layer is None:
+            raise InputError(
+                f"no layer is given, and {type(forward_func).__name__} has no `encoder` to find "
+                "one in; pass layer=..., the module itself"
+            )
+        known: dict[str, Any] = {}
+        if encoder is not None:
+            try:
+                known = self.layer_settings(encoder)
+            except LayerError:
+                if layer is None:
+                    raise
+        if layer is None or known.get("layer") is layer:
+            return known
+        return {"layer": layer, "layout": "channels_first"}
 
     def _filter_of_one(self, weights: Tensor) -> Tensor:
         for channel_filter in (self.entry_filter, self.channel_filter):
             weights = weights if channel_filter is None else channel_filter(weights)
         return weights
-
-
-def _last_block(trunk: nn.Module) -> nn.Module:
-    blocks = getattr(trunk, "blocks", None)
-    if isinstance(blocks, nn.Module):
-        return blocks
-    children = list(trunk.children())
-    if isinstance(trunk, nn.Sequential) and len(children) > 1:
-        convolution = next((m for m in children[-1].modules() if isinstance(m, nn.Conv2d)), None)
-        blocks_inside = any(len(list(m.children())) for m in children[-1].children())
-        if convolution is not None and convolution.kernel_size == (1, 1) and not blocks_inside:
-            return children[-2]
-    return trunk
 
 
 LOCALIZE = Recipe(

@@ -25,6 +25,14 @@ def test_the_embeddings_are_found(output):
     assert embedding_of(output) is EMBEDDINGS
 
 
+def test_what_pooling_leaves_is_flattened():
+    pooled = EMBEDDINGS[:, :, None, None]
+    for output in (pooled, {"last_hidden_state": TOKENS, "pooler_output": pooled}):
+        assert torch.equal(embedding_of(output), EMBEDDINGS)
+    for whole in (TOKENS, torch.rand(2, 3, 1, 4)):
+        assert embedding_of(whole) is whole
+
+
 @pytest.mark.parametrize(
     "output",
     [

@@ -117,7 +117,7 @@ def test_layers_of_known_families(name, last_activation, last_block):
 
 
 def test_the_layer_of_an_unknown_network_is_not_guessed(encoder):
-    with pytest.raises(LayerError, match=r"cannot be told.*absent.*give the last layer"):
+    with pytest.raises(LayerError, match=r"cannot be told.*no known family; give the last"):
         EXPLAIN.layer_of(encoder)
     two = nn.ModuleDict({"a": nn.Module(), "b": nn.Module()})
     for branch in two.values():
