@@ -1,0 +1,1 @@
+"""``captum-embed``: maps, pages and weight banks from the command line."""

@@ -1,0 +1,128 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms._presets import ImageClassification
+from torchvision.transforms.functional import InterpolationMode
+
+from captum_embed.command_line.images import (
+    ImageFolder,
+    Preprocessing,
+    find_images,
+    printable,
+    read_image,
+    require_readable,
+)
+from captum_embed.errors import InputError
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@given(width=st.integers(20, 90), height=st.integers(20, 90), bicubic=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_the_crop_is_torchvisions(width: int, height: int, bicubic: bool) -> None:
+    mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
+    theirs = ImageClassification(crop_size=32, resize_size=37, interpolation=mode)
+    ours = Preprocessing(32, 37, interpolation="bicubic" if bicubic else "bilinear")
+    image = photograph(width, height)
+    torch.testing.assert_close(ours.tensor(ours.picture(image)), theirs(image))
+
+
+def test_the_crop_of_timm_is_timms() -> None:
+    timm = pytest.importorskip("timm")
+    from captum_embed.command_line.networks import load_network
+
+    ours = load_network("timm:resnet10t", weights="random", device="cpu").preprocessing
+    network = timm.create_model("resnet10t", pretrained=False)
+    config = timm.data.resolve_model_data_config(network)
+    theirs = timm.data.create_transform(**config, is_training=False)
+    image = photograph(301, 250)
+    torch.testing.assert_close(ours.tensor(ours.picture(image)), theirs(image))
+
+
+def test_framings_show_the_square_all_of_it_or_all_of_it_stretched() -> None:
+    image = photograph(80, 60)
+    sizes = {
+        framing: Preprocessing(32, 40).replaced(framing=framing).picture(image).size
+        for framing in ("crop", "whole", "squash")
+    }
+    assert sizes == {"crop": (32, 32), "whole": (53, 40), "squash": (32, 32)}
+
+
+def test_another_size_keeps_the_share_that_is_cropped() -> None:
+    changed = Preprocessing(224, 256).replaced(image_size=448)
+    assert (changed.image_size, changed.shorter_side) == (448, 512)
+
+
+def test_settings_survive_as_text_and_other_text_is_refused() -> None:
+    settings_ = Preprocessing(64, 70, "whole", std=(0.1, 0.2, 0.3))
+    assert Preprocessing.from_text(settings_.to_text()) == settings_
+    for text in ("", "[]", "{}", '{"image_size": 3}', settings_.to_text().replace("64", "-1")):
+        with pytest.raises(InputError):
+            Preprocessing.from_text(text)
+
+
+def test_an_image_is_turned_upright_and_of_three_colours(tmp_path: Path) -> None:
+    image = Image.new("L", (10, 20), 7)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turned by a quarter.
+    image.save(tmp_path / "a.jpg", exif=exif)
+    read = read_image(tmp_path / "a.jpg")
+    assert (read.mode, read.size, read.getpixel((3, 3))) == ("RGB", (20, 10), (7, 7, 7))
+
+
+def test_files_that_are_no_images_are_named_all_together(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    photograph(30, 30).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.full((4, 4), 60000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep\.png.*half\.png.*text\.png") as caught:
+        require_readable(find_images([tmp_path]), progress=False)
+    assert "whole.png" not in str(caught.value)
+
+
+def test_folders_give_their_images_in_the_order_of_numbers(tmp_path: Path) -> None:
+    for name in ("b/10.png", "b/2.PNG", "a.jpg", ".hidden/x.png", "notes.txt", "b/.cache.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photograph(4, 4).save(tmp_path / name, "png")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images([tmp_path])]
+    assert found == ["a.jpg", "b/2.PNG", "b/10.png"]
+    # A file that is named itself is taken whatever its suffix, and once.
+    again = find_images([tmp_path / "notes.txt", tmp_path / "a.jpg", tmp_path / "a.jpg"])
+    assert [path.name for path in again] == ["notes.txt", "a.jpg"]
+    (tmp_path / "empty").mkdir()
+    for wrong in ("empty", "absent"):
+        with pytest.raises(InputError, match=wrong):
+            find_images([tmp_path / wrong])
+
+
+def test_class_folders_are_labels_and_paths_are_keys(tmp_path: Path) -> None:
+    for name in ("wren/1.png", "jay/old/2.png", "jay/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(40, 30).save(tmp_path / name)
+    folder = ImageFolder(tmp_path, Preprocessing(16, 20))
+    assert folder.class_names == ["jay", "wren"]
+    assert [Path(p).relative_to(tmp_path).as_posix() for p, _ in folder.samples] == [
+        "jay/1.png",
+        "jay/old/2.png",
+        "wren/1.png",
+    ]
+    image, label = folder[2]
+    assert (tuple(image.shape), label) == ((3, 16, 16), 1)
+    photograph(4, 4).save(tmp_path / "loose.png")
+    with pytest.raises(InputError, match="one folder for each class"):
+        ImageFolder(tmp_path, Preprocessing())
+
+
+def test_paths_are_printed_on_one_line() -> None:
+    assert printable("a\nb\x1b[31m\u202e") == r"a\nb\x1b[31m\u202e"
+    assert printable(os.fsdecode(b"\xff.png")) == r"\udcff.png"
