@@ -5,7 +5,14 @@ gradients of a metric loss, or with a ``WeightBank`` by the grad-weights of the 
 images, in one forward pass (Chen et al., WACV 2020).
 """
 
-from captum_embed import channel_filters, map_functions, recipes, rivals, visualization
+from captum_embed import (
+    channel_filters,
+    map_functions,
+    questions,
+    recipes,
+    rivals,
+    visualization,
+)
 from captum_embed.grad_cam import EmbeddingLayerGradCam
 from captum_embed.loss_forward import LossForward
 from captum_embed.metric_forwards import (
@@ -29,6 +36,7 @@ __all__ = [
     "build_weight_bank",
     "channel_filters",
     "map_functions",
+    "questions",
     "recipes",
     "rivals",
     "visualization",

@@ -1,8 +1,4 @@
-"""Heatmaps over images: what to do with a map so that a person can look at it.
-
-For tensors in Captum's own style see also ``captum.attr.visualization``; these functions add
-what embedding maps need: an upsampled, normalised heatmap, and a grid of images beside maps.
-"""
+"""The part of a map above zero, as arrays: heatmaps, overlays in colours, grids of pictures."""
 
 from __future__ import annotations
 
@@ -12,12 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_embed.errors import InputError
-
-FloatArray = NDArray[np.floating[Any]]
+from captum_embed.visualization.pictures import FloatArray, Normalization, Picture, picture
 
 
 def heatmap(attribution: Tensor, size: tuple[int, int], *, sqrt: bool = False) -> FloatArray:
@@ -41,6 +35,39 @@ def heatmap(attribution: Tensor, size: tuple[int, int], *, sqrt: bool = False) -
         array([[0. , 0.5],
                [0. , 1. ]], dtype=float32)
     """
+    positive = F.relu(_one_map(attribution, size))
+    if sqrt:
+        positive = positive.sqrt()
+    resized = _resized(positive, size)
+    largest = resized.max()
+    return (resized / largest if largest > 0 else resized).numpy()
+
+
+def upsampled(attribution: Tensor, size: tuple[int, int]) -> FloatArray:
+    """One signed map at the image's size, bilinear; its values stay what they are.
+
+    Args:
+        attribution: As in :func:`heatmap`.
+        size: Height and width of the image, in pixels.
+
+    Returns:
+        Array (height, width).
+
+    Raises:
+        InputError: As :func:`heatmap`.
+
+    Example::
+
+        >>> import torch
+        >>> upsampled(torch.tensor([[[[-1.0, 3.0]]]]), (1, 4))
+        array([[-1.,  0.,  2.,  3.]], dtype=float32)
+    """
+    resized: FloatArray = _resized(_one_map(attribution, size), size).numpy()
+    return resized
+
+
+def _one_map(attribution: Tensor, size: tuple[int, int]) -> Tensor:
+    """The map as (1, 1, h, w), in single precision on the CPU."""
     rows, columns = attribution.shape[-2:] if attribution.dim() >= 2 else (0, 0)
     # Grad-weights (1, C) and maps of tokens (1, 1, T) are no pictures.
     is_line = attribution.dim() < 4 and min(rows, columns) == 1 < max(rows, columns)
@@ -53,34 +80,35 @@ def heatmap(attribution: Tensor, size: tuple[int, int], *, sqrt: bool = False) -
         )
     if not bool(torch.isfinite(attribution).all()):
         raise InputError("attribution holds NaN or infinite values")
-    positive = F.relu(attribution.detach().float().reshape(1, 1, rows, columns).cpu())
-    if sqrt:
-        positive = positive.sqrt()
-    upsampled = F.interpolate(positive, size=size, mode="bilinear", align_corners=False)[0, 0]
-    largest = upsampled.max()
-    return (upsampled / largest if largest > 0 else upsampled).numpy()
+    return attribution.detach().float().reshape(1, 1, rows, columns).cpu()
+
+
+def _resized(one_map: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(one_map, size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def overlay(
-    image: FloatArray | NDArray[np.uint8],
+    image: Picture,
     heat: FloatArray,
     *,
     alpha: float = 0.5,
     colormap: str = "jet",
+    normalization: Normalization | None = None,
 ) -> FloatArray:
     """Lays a heatmap in colours over an image.
 
     Args:
-        image: (height, width, 3), floats in [0, 1] or 8-bit.
+        image: Any that :func:`picture` takes.
         heat: (height, width) in [0, 1], from :func:`heatmap`.
         alpha: Share of the colours, in [0, 1].
         colormap: Name of a matplotlib colormap.
+        normalization: Of a tensor, as in :func:`picture`.
 
     Returns:
         (height, width, 3), floats in [0, 1].
 
     Raises:
-        InputError: The sizes differ.
+        InputError: The sizes differ; or :func:`picture` refuses the image.
 
     Example::
 
@@ -90,18 +118,18 @@ def overlay(
     """
     from matplotlib import colormaps
 
-    if image.shape != (*heat.shape, 3):
+    colours = picture(image, normalization)
+    if colours.shape[:2] != heat.shape:
         raise InputError(
-            f"image has shape {image.shape} and the heatmap {heat.shape}; expected "
+            f"image has shape {colours.shape} and the heatmap {heat.shape}; expected "
             "(height, width, 3) and (height, width) of the same size"
         )
-    scaled = image / 255.0 if image.dtype == np.uint8 else image
-    colours = colormaps[colormap](np.asarray(heat, dtype=float))[..., :3]
-    return np.clip((1 - alpha) * scaled + alpha * colours, 0, 1)
+    heat_colours = colormaps[colormap](np.asarray(heat, dtype=float))[..., :3]
+    return np.clip((1 - alpha) * colours + alpha * heat_colours, 0, 1)
 
 
 def grid(
-    rows: Sequence[Sequence[FloatArray | NDArray[np.uint8]]],
+    rows: Sequence[Sequence[Picture]],
     titles: Sequence[str] | None = None,
     *,
     cell: float = 2.2,
@@ -109,7 +137,8 @@ def grid(
     """Pictures in a grid, as a matplotlib figure.
 
     Args:
-        rows: For each row its pictures, (height, width, 3) or (height, width); equally many.
+        rows: For each row its pictures, equally many: any that :func:`picture` takes, or heatmaps
+            (height, width), which are drawn in colours.
         titles: One title above each column.
         cell: Side of a picture, in inches.
 
@@ -139,8 +168,9 @@ def grid(
     figure = Figure(figsize=(cell * columns, cell * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for r, row in enumerate(rows):
-        for c, picture in enumerate(row):
-            axes[r, c].imshow(picture)
+        for c, shown in enumerate(row):
+            heat = isinstance(shown, np.ndarray) and shown.ndim == 2
+            axes[r, c].imshow(shown if heat else picture(shown))
             axes[r, c].axis("off")
             if titles and r == 0:
                 axes[r, c].set_title(titles[c], fontsize="small")
