@@ -14,7 +14,9 @@ from captum_embed.families import place_of
 from captum_embed.recipes import EXPLAIN, LOCALIZE
 
 PAGE = Path(__file__).parents[2] / "docs" / "how_to" / "transformers.md"
-ROWS = re.findall(r"^\| (\w+) `(\w+)` \| `([\w.]+)` \| (\w+) \|\s*(\d*)\s*\|", PAGE.read_text(), re.M)
+ROWS = re.findall(
+    r"^\| (\w+) `(\w+)` \| `([\w.]+)` \| (\w+) \|\s*(\d*)\s*\|", PAGE.read_text(), re.M
+)
 
 
 def library(name):
