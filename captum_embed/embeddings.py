@@ -35,7 +35,7 @@ def embedding_of(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output.flatten(1) if output.dim() > 2 and output.shape[2:].numel() == 1 else output
-    advice = "pass embedding_func=..., which maps images to embeddings (N, D)"
+    advice = "let it return embeddings (N, D), or pass embedding_func=..., where that is taken"
     if isinstance(output, Mapping):
         for name in _NAMES:
             if isinstance(output.get(name), Tensor):

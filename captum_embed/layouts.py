@@ -8,9 +8,11 @@ image. Grad-CAM is defined for channels first, so the others are brought into th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
@@ -57,6 +59,64 @@ def checked_layout(
     ):
         raise InputError(f"grid is {grid!r}; expected (rows, columns) of the tokens, or None")
     return layout
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """The layout of a layer as it is stated: the three settings that belong together.
+
+    Args:
+        layout: ``"channels_first"``, ``"channels_last"`` or ``"tokens"``.
+        prefix_tokens: Leading tokens without a place in the image; None: found out.
+        grid: Rows and columns of the others; None: found out.
+
+    Raises:
+        InputError: They are not valid together.
+
+    Example::
+
+        >>> import torch
+        >>> layout = LayerLayout("tokens", prefix_tokens=1)
+        >>> tokens, image = torch.rand(2, 17, 64), torch.rand(2, 3, 32, 32)
+        >>> places = layout.channels_first(tokens, image)
+        >>> places.shape
+        torch.Size([2, 64, 4, 4])
+        >>> torch.equal(layout.put_back(places, tokens), tokens)
+        True
+    """
+
+    layout: Layout = "channels_first"
+    prefix_tokens: int | None = None
+    grid: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        checked_layout(self.layout, self.prefix_tokens, self.grid)
+
+    def channels_first(self, tensor: Tensor, image: Tensor) -> Tensor:
+        """A layer's output for the images ``image`` (N, ...) as (N, C, ...)."""
+        return channels_first(
+            tensor,
+            self.layout,
+            prefix_tokens=self.prefix_tokens,
+            grid=self.grid,
+            image_size=tuple(image.shape[2:]) if image.dim() == 4 else None,
+        )
+
+    def put_back(self, places: Tensor, output: Tensor) -> Tensor:
+        """A layer's output with other places (N, C, ...), and the prefix tokens as they are.
+
+        Rows of ``output`` that are missing are those of its first one.
+        """
+        if self.layout == "channels_first" or output.dim() < 3:
+            return places
+        if self.layout == "channels_last":
+            return places.movedim(1, -1)
+        patches = places.flatten(2).transpose(1, 2)
+        prefix = output[:, : output.shape[1] - patches.shape[1]]
+        return torch.cat([prefix.expand(len(patches), -1, -1), patches], dim=1)
+
+
+CHANNELS_FIRST = LayerLayout()
 
 
 def _is_count(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ class LossForward(EncoderForward):
     Args:
         encoder: Maps inputs (N, ...) to embeddings (N, D).
         loss: Maps embeddings (N, D) and labels (N,) to a scalar for the batch, or to one value
-            per image, (N,). Its own parameters (proxies, class weights) are left as they are.
+            per image, (N,). Its own parameters (proxies, class weights) are left as they are, and
+            so is what it remembers of earlier batches: a copy of it is called.
         explains: ``"match"``: minus the loss, a score; ``"loss"``: the loss itself.
         miner: Of pytorch-metric-learning: maps embeddings and labels to what ``loss`` takes as
             its third argument.
@@ -78,8 +80,9 @@ class LossForward(EncoderForward):
         wide = torch.promote_types(embeddings.dtype, torch.float32)
         embeddings = embeddings.to(wide if own is None else own.dtype)
         labels = torch.as_tensor(labels, device=embeddings.device)
-        mined = () if self.miner is None else (self.miner(embeddings, labels),)
-        value = self.loss(embeddings, labels, *mined)
+        loss, miner = _left_alone(self.loss), _left_alone(self.miner)
+        mined = () if miner is None else (miner(embeddings, labels),)
+        value = loss(embeddings, labels, *mined)
         if not isinstance(value, Tensor) or value.shape not in ((), (1,), (len(embeddings),)):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(
@@ -88,3 +91,14 @@ class LossForward(EncoderForward):
                 "MeanReducer"
             )
         return self.directed(value)
+
+
+def _left_alone(function: Callable[..., Any] | None) -> Any:
+    """A copy of a loss or miner: several keep statistics, or a memory of what they were given."""
+    if not isinstance(function, nn.Module):
+        return function
+    try:
+        return copy.deepcopy(function)
+    # Of tensors that are part of a graph, and of locks, there is no copy.
+    except (RuntimeError, TypeError):
+        return function

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError
+from captum_embed.rivals.activations import LayerMap
 from captum_embed.rivals.linear_embedding import PooledNetwork, Pooling, PositionedEmbedding
 from captum_embed.rivals.references import (
     Similarity,
@@ -43,7 +43,7 @@ class SimilarityTerms:
     similarity: Tensor
 
 
-class ActivationDecomposition(LayerAttribution):
+class ActivationDecomposition(LayerMap):
     r"""The similarity of two embeddings, decomposed exactly over the positions of both images.
 
     For networks that end in global pooling and a linear head, the embedding is a sum over
@@ -70,6 +70,7 @@ class ActivationDecomposition(LayerAttribution):
         pooling: ``"average"`` or ``"max"``, over all positions, at any image size.
         device_ids: Device order, needed only if the encoder wraps a ``DataParallel`` model.
         similarity: ``"cosine"``, or ``"dot"`` product of the embeddings before the L2 norm.
+        layout: ``layout``, ``prefix_tokens`` and ``grid``, as in ``EmbeddingLayerGradCam``.
 
     Raises:
         InputError: Unknown pooling or similarity.
@@ -106,11 +107,14 @@ class ActivationDecomposition(LayerAttribution):
         device_ids: list[int] | None = None,
         *,
         similarity: Similarity = "cosine",
+        **layout: Any,
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        super().__init__(forward_func, layer, device_ids, **layout)
         require_similarity(similarity)
         self.similarity = similarity
-        self.network = PooledNetwork(encoder_of(forward_func), layer, head, pooling, device_ids)
+        self.network = PooledNetwork(
+            encoder_of(forward_func), layer, head, pooling, device_ids, self.layout
+        )
 
     @log_usage()
     def attribute(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,21 +14,56 @@ from torch import Tensor, nn
 
 from captum_embed.errors import LayerError
 from captum_embed.input_executions import executions_of_inputs
-from captum_embed.layer_executions import Maps, checked_inputs, packed, run_layer
+from captum_embed.layer_executions import (
+    LayerExecution,
+    Maps,
+    checked_inputs,
+    packed,
+    run_layer,
+)
+from captum_embed.layouts import LayerLayout, require_layout
 
 
-class ActivationMap(LayerAttribution):
+class LayerMap(LayerAttribution):
+    """An attribution to a layer whose layout is stated, as in ``EmbeddingLayerGradCam``.
+
+    Args:
+        forward_func: Any callable that runs the layer.
+        layer: Layer to explain.
+        device_ids: Device order, needed only if ``forward_func`` wraps a ``DataParallel`` model.
+        layout: ``layout``, ``prefix_tokens`` and ``grid`` of the layer's output.
+
+    Raises:
+        InputError: The settings of the layout are not valid together.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        **layout: Any,
+    ) -> None:
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        self.layout = LayerLayout(**layout)
+
+    def places(
+        self, executions: Sequence[LayerExecution], images: Sequence[Tensor]
+    ) -> list[list[Tensor]]:
+        """Activations (N, C, ...) of each input, checked."""
+        return [
+            [checked_places(tensor, self.layer, image, self.layout) for tensor in each.tensors]
+            for each, image in zip(executions, images, strict=True)
+        ]
+
+
+class ActivationMap(LayerMap):
     """A map of what a layer puts out: it needs neither gradients nor references.
 
     Subclasses say in :meth:`map_of` how activations become a map.
 
     Where the layer runs k times, or once on k times the batch, the result is a tuple of k maps
     in the order of execution.
-
-    Args:
-        forward_func: Any callable that runs the layer, as the encoder itself.
-        layer: Layer to explain: its output is (N, C, H, W).
-        device_ids: Device order, needed only if ``forward_func`` wraps a ``DataParallel`` model.
     """
 
     def map_of(self, activations: Tensor) -> Tensor:
@@ -57,7 +92,8 @@ class ActivationMap(LayerAttribution):
 
         Raises:
             InputError: The inputs are not tensors, or empty.
-            LayerError: The layer never ran, has no positions, or its activations are not finite.
+            LayerError: The layer never ran, has no positions or another layout than stated, or
+                its activations are not finite.
 
         Example::
 
@@ -86,8 +122,7 @@ class ActivationMap(LayerAttribution):
             executions = executions_of_inputs(
                 executions, self.forward_func, self.layer, images, arguments
             )
-            each = [list(execution.tensors) for execution in executions]
-            require_finite("activations", self.layer, each)
+            each = self.places(executions, images)
 
             def map_of(activation: Tensor, _: Tensor) -> Tensor:
                 require_positions(activation)
@@ -116,19 +151,34 @@ def require_positions(activations: Tensor) -> None:
         )
 
 
-def only_activation(executions: Sequence[tuple[Tensor, ...]], images: Tensor) -> Tensor:
-    """The layer's only tensor (N, C, H, W) of one pass over N images.
+def checked_places(tensor: Tensor, layer: nn.Module, image: Tensor, layout: LayerLayout) -> Tensor:
+    """Activations (N, C, ...) of images (N, ...), from what a layer put out.
 
     Raises:
-        LayerError: The layer ran several times, or its output has another shape.
+        LayerError: Its layout is another, or they are not finite.
     """
-    if len(executions) != 1 or len(executions[0]) != 1:
+    require_layout(tensor, layout.layout, layer, image, f" ({type(layer).__name__})")
+    require_finite("activations", layer, [[tensor]])
+    return layout.channels_first(tensor, image)
+
+
+def only_activation(
+    executions: Sequence[LayerExecution], images: Tensor, layer: nn.Module, layout: LayerLayout
+) -> Tensor:
+    """The layer's only tensor, as (N, C, H, W), of one pass over N images.
+
+    Raises:
+        LayerError: The layer ran several times, its output has another shape or layout, or is
+            not finite.
+    """
+    tensors = [each.tensors for each in executions]
+    if len(tensors) != 1 or len(tensors[0]) != 1:
         raise LayerError(
-            f"the layer ran {len(executions)} times on one batch of images, with "
-            f"{[len(tensors) for tensors in executions]} tensors; expected one tensor, once: "
+            f"the layer ran {len(tensors)} times on one batch of images, with "
+            f"{[len(each) for each in tensors]} tensors; expected one tensor, once: "
             "choose a layer that runs once, and pass references as embeddings"
         )
-    activations = executions[0][0]
+    activations = checked_places(tensors[0][0], layer, images, layout)
     if activations.dim() != 4 or activations.shape[0] != images.shape[0]:
         raise LayerError(
             f"the layer put out shape {tuple(activations.shape)} for {images.shape[0]} images; "

@@ -32,6 +32,19 @@ def require_positive(**numbers: int) -> None:
             raise InputError(f"{name} is {number}; expected 1 or more")
 
 
+def checked_call(
+    inputs: Any, additional_forward_args: Any, **numbers: int
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """One batch of images, and the further arguments with a row for each of them.
+
+    Raises:
+        InputError: The inputs are something else, or one of the named numbers is below one.
+    """
+    images = checked_images(inputs)
+    require_positive(**numbers)
+    return images, per_example(additional_forward_args, len(images))
+
+
 def per_example(arguments: Any, examples: int) -> tuple[Any, ...]:
     """Further arguments of a forward function, with a row for each example.
 

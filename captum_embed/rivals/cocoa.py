@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from captum.attr import Attribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_embed.rivals.references import image_batches
+from captum_embed.rivals.of_any_method import OfAnyMethod
 from captum_embed.similarity_forward import SimilarityForward
 
 
-class COCOA(Attribution):
+class COCOA(OfAnyMethod):
     r"""Contrastive corpus attribution: what makes an image more like these than like those.
 
     The method of your choice explains the mean cosine similarity :math:`s` to the embeddings
@@ -48,6 +46,11 @@ class COCOA(Attribution):
         >>> cocoa = COCOA(encoder, IntegratedGradients, corpus, foils)
         >>> cocoa.attribute(torch.rand(2, 3, 8, 8), n_steps=5).shape
         torch.Size([2, 3, 8, 8])
+        >>> from captum_embed import EmbeddingLayerGradCam
+        >>> def grad_cam(score):
+        ...     return EmbeddingLayerGradCam(score, encoder[0])
+        >>> COCOA(encoder, grad_cam, corpus, foils).attribute(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 1, 6, 6])
     """
 
     def __init__(
@@ -57,35 +60,4 @@ class COCOA(Attribution):
         corpus: Tensor,
         foils: Tensor | None = None,
     ) -> None:
-        super().__init__(SimilarityForward(encoder, corpus, foils))
-        self.method = method(self.forward_func)
-
-    @log_usage()
-    def attribute(self, inputs: Tensor, **method_arguments: Any) -> Any:
-        """Attributions of the contrastive corpus similarity of each image.
-
-        Args:
-            inputs: Images (N, ...).
-            method_arguments: Keyword arguments of the method's own ``attribute``.
-
-        Returns:
-            What the method returns.
-
-        Raises:
-            InputError: The inputs are no images, or the encoder gives no embeddings.
-
-        Example::
-
-            >>> import torch
-            >>> from torch import nn
-            >>> from captum_embed import EmbeddingLayerGradCam
-            >>> from captum_embed.rivals import COCOA
-            >>> encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-            >>> def grad_cam(score):
-            ...     return EmbeddingLayerGradCam(score, encoder[0])
-            >>> cocoa = COCOA(encoder, grad_cam, corpus=torch.rand(5, 4), foils=torch.rand(9, 4))
-            >>> cocoa.attribute(torch.rand(2, 3, 8, 8)).shape
-            torch.Size([2, 1, 6, 6])
-        """
-        (images,) = image_batches((inputs,), None)
-        return self.method.attribute(images, **method_arguments)
+        super().__init__(SimilarityForward(encoder, corpus, foils), method)

@@ -32,9 +32,10 @@ class EigenCAM(ActivationMap):
 
     Args:
         forward_func: Any callable that runs the layer, as the encoder itself.
-        layer: Layer to explain: its output is (N, C, H, W).
+        layer: Layer to explain: its output is (N, C, H, W), or as the layout says.
         device_ids: Device order, needed only if ``forward_func`` wraps a ``DataParallel`` model.
         center: Subtract each channel's mean over the positions of its image.
+        layout: ``layout``, ``prefix_tokens`` and ``grid``, as in ``EmbeddingLayerGradCam``.
 
     Source: Muhammad, Yeasin, Eigen-CAM: Class Activation Map using Principal Components,
         IJCNN 2020 (arXiv 2008.00299).
@@ -56,8 +57,9 @@ class EigenCAM(ActivationMap):
         device_ids: list[int] | None = None,
         *,
         center: bool = False,
+        **layout: Any,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids)
+        super().__init__(forward_func, layer, device_ids, **layout)
         self.center = center
 
     def map_of(self, activations: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError
+from captum_embed.rivals.activations import LayerMap
 from captum_embed.rivals.linear_embedding import PooledNetwork, Pooling, average_shares
 from captum_embed.rivals.references import checked_embeddings, encoder_of, image_batches
 
@@ -48,7 +48,7 @@ def class_proxies(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return classes, F.normalize(sums.index_add(0, members, embeddings.detach()), dim=1)
 
 
-class EmbeddingCAM(LayerAttribution):
+class EmbeddingCAM(LayerMap):
     r"""Class activation maps with a proxy embedding in place of a class.
 
     The explained value is the dot product :math:`y \cdot p` of the embedding before any L2 norm
@@ -72,6 +72,7 @@ class EmbeddingCAM(LayerAttribution):
             ``nn.BatchNorm1d``, ``nn.Sequential`` of these. None: there is nothing.
         pooling: ``"average"`` or ``"max"``.
         device_ids: Device order, needed only if the encoder wraps a ``DataParallel`` model.
+        layout: ``layout``, ``prefix_tokens`` and ``grid``, as in ``EmbeddingLayerGradCam``.
 
     Raises:
         InputError: Unknown pooling.
@@ -101,9 +102,12 @@ class EmbeddingCAM(LayerAttribution):
         head: nn.Module | None = None,
         pooling: Pooling = "average",
         device_ids: list[int] | None = None,
+        **layout: Any,
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
-        self.network = PooledNetwork(encoder_of(forward_func), layer, head, pooling, device_ids)
+        super().__init__(forward_func, layer, device_ids, **layout)
+        self.network = PooledNetwork(
+            encoder_of(forward_func), layer, head, pooling, device_ids, self.layout
+        )
 
     @log_usage()
     def attribute(

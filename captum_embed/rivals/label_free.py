@@ -7,21 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum._utils.common import _format_additional_forward_args
 from captum.attr import Attribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_embed.rivals.references import (
-    Similarity,
-    embed,
-    encoder_of,
-    image_batches,
-    require_similarity,
-)
+from captum_embed.rivals.of_any_method import OfAnyMethod
+from captum_embed.rivals.references import Similarity, embed, encoder_of, require_similarity
 
 
-class LabelFree(Attribution):
+class LabelFree(OfAnyMethod):
     r"""What makes the embedding of an image what it is, by an attribution method of your choice.
 
     An embedding has no label to explain. In its stead comes the image's own embedding
@@ -64,44 +57,12 @@ class LabelFree(Attribution):
         *,
         similarity: Similarity = "dot",
     ) -> None:
-        super().__init__(forward_func)
-        self.method = method
-        self.score = _SelfSimilarity(encoder_of(forward_func), similarity)
+        super().__init__(_SelfSimilarity(encoder_of(forward_func), similarity), method)
 
-    @log_usage()
-    def attribute(
-        self, inputs: Tensor, additional_forward_args: Any = None, **method_arguments: Any
-    ) -> Any:
-        """Attributions of the similarity of each image to itself.
-
-        Args:
-            inputs: Images (N, ...).
-            additional_forward_args: Further arguments of the encoder.
-            method_arguments: Keyword arguments of the method's own ``attribute``.
-
-        Returns:
-            What the method returns.
-
-        Raises:
-            InputError: The inputs are no images, or the encoder gives no embeddings.
-
-        Example::
-
-            >>> import torch
-            >>> from torch import nn
-            >>> from captum_embed.rivals import RELAX, LabelFree
-            >>> encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-            >>> relax = LabelFree(encoder, RELAX, similarity="cosine")  # RELAX as published
-            >>> relax.attribute(torch.rand(2, 3, 8, 8), num_masks=20).shape
-            torch.Size([2, 1, 8, 8])
-        """
-        (images,) = image_batches((inputs,), None)
-        arguments = _format_additional_forward_args(additional_forward_args) or ()
+    def own_arguments(self, images: Tensor, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """The embeddings of the images themselves, held constant."""
         with torch.no_grad():
-            own = embed(self.score.encoder, images, arguments)
-        return self.method(self.score).attribute(
-            images, additional_forward_args=(own, *arguments), **method_arguments
-        )
+            return (embed(self.forward_func.encoder, images, arguments),)
 
 
 class _SelfSimilarity(nn.Module):

@@ -22,9 +22,10 @@ class LaFAM(ActivationMap):
 
     Args:
         forward_func: Any callable that runs the layer, as the encoder itself.
-        layer: Layer to explain: its output is (N, C, H, W); the paper's is the last one before
-            global pooling.
+        layer: Layer to explain: its output is (N, C, H, W), or as the layout says; the paper's is
+            the last one before global pooling.
         device_ids: Device order, needed only if ``forward_func`` wraps a ``DataParallel`` model.
+        layout: ``layout``, ``prefix_tokens`` and ``grid``, as in ``EmbeddingLayerGradCam``.
 
     Source: Karjauv, Albayrak, LaFAM: Unsupervised Feature Attribution with Label-free Activation
         Maps, 2024 (arXiv 2407.06059), which also scales each map to [0, 1] for display.

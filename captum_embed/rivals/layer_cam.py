@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from captum._utils.common import _format_additional_forward_args
-from captum.attr import LayerAttribution
 from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
@@ -21,10 +20,11 @@ from captum_embed.layer_executions import (
     packed,
     run_layer,
 )
-from captum_embed.rivals.activations import require_finite
+from captum_embed.layouts import require_gradient_of_places
+from captum_embed.rivals.activations import LayerMap, require_finite
 
 
-class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
+class EmbeddingLayerCAM(LayerMap, GradientAttribution):
     r"""LayerCAM of a metric loss, or of any other value that a forward function returns.
 
     Where Grad-CAM weighs a channel by its mean gradient, LayerCAM weighs each position by its
@@ -44,8 +44,10 @@ class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
     Args:
         forward_func: Forward function of the model or any modification of it: returns one value
             per example, (N,), or one scalar for the batch.
-        layer: Layer to explain: its output is (N, C, H, W), or (N, C), or a tuple of these.
+        layer: Layer to explain: its output is (N, C, H, W), or (N, C), or as the layout says, or
+            a tuple of these.
         device_ids: Device order, needed only if ``forward_func`` wraps a ``DataParallel`` model.
+        layout: ``layout``, ``prefix_tokens`` and ``grid``, as in ``EmbeddingLayerGradCam``.
 
     Source: Jiang et al., LayerCAM: Exploring Hierarchical Class Activation Maps for
         Localization, IEEE TIP 2021. The paper applies a ReLU to the map
@@ -69,8 +71,9 @@ class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
         forward_func: Callable[..., Any],
         layer: nn.Module,
         device_ids: list[int] | None = None,
+        **layout: Any,
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        LayerMap.__init__(self, forward_func, layer, device_ids, **layout)
         GradientAttribution.__init__(self, forward_func)
 
     @log_usage()
@@ -103,7 +106,8 @@ class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
 
         Raises:
             InputError: An argument does not fit.
-            LayerError: The layer never ran, or its gradients or activations are not finite.
+            LayerError: The layer never ran, its layout is not the one stated, its patches have no
+                gradient, or its gradients or activations are not finite.
 
         Example::
 
@@ -133,10 +137,16 @@ class EmbeddingLayerCAM(LayerAttribution, GradientAttribution):
                 executions, self.forward_func, self.layer, images, arguments
             )
             found = layer_gradients(output, executions, grad_kwargs)
-        gradients = [[tensor.detach() for tensor in each] for each in found]
-        activations = [[tensor.detach() for tensor in each.tensors] for each in executions]
+        activations = [
+            [each.detach() for each in tensors] for tensors in self.places(executions, images)
+        ]
+        gradients = [
+            [self.layout.channels_first(each.detach(), image) for each in tensors]
+            for tensors, image in zip(found, images, strict=True)
+        ]
         require_finite("gradients", self.layer, gradients)
-        require_finite("activations", self.layer, activations)
+        for of_all, of_places in zip(found, gradients, strict=True):
+            require_gradient_of_places(of_all, of_places, self.layer, self.forward_func)
 
         def map_of(gradient: Tensor, activation: Tensor) -> Tensor:
             weighed = F.relu(gradient) * activation

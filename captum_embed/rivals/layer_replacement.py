@@ -10,6 +10,7 @@ from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
 from captum_embed.errors import LayerError
+from captum_embed.layouts import CHANNELS_FIRST, LayerLayout
 
 
 def run_with_replacement(
@@ -18,6 +19,8 @@ def run_with_replacement(
     image: Tensor,
     replacement: Tensor,
     arguments: tuple[Any, ...] = (),
+    *,
+    layout: LayerLayout = CHANNELS_FIRST,
 ) -> Tensor:
     """What the forward function returns where the layer put out each of several activations.
 
@@ -29,8 +32,10 @@ def run_with_replacement(
         forward_func: Runs the layer once, and returns one row per row of the layer's output.
         layer: The layer whose output is replaced.
         image: One image, (1, ...).
-        replacement: Activations to go on with, (B, ...), each of the shape of the layer's output.
+        replacement: Activations to go on with, (B, C, ...), each of the shape of the layer's
+            output in channels first; prefix tokens stay as they are.
         arguments: Further arguments of ``forward_func``, for that one image.
+        layout: Of the layer's output.
 
     Returns:
         One row per activation, (B, ...); part of the graph of ``replacement`` where gradients
@@ -59,15 +64,16 @@ def run_with_replacement(
             return None
         runs += 1
         expected = (1, *replacement.shape[1:])
-        if runs > 1 or not isinstance(output, Tensor) or output.shape != expected:
-            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        is_tensor = isinstance(output, Tensor)
+        given = tuple(layout.channels_first(output, image).shape) if is_tensor else type(output)
+        if runs > 1 or given != expected:
             raise LayerError(
                 f"run {runs} of the layer ({type(layer).__name__}) on one image gives {given}; "
                 f"expected it to run once, with shape {expected}: choose a layer that runs once "
                 "per image, and pass references as embeddings"
             )
         # A copy, so that an in-place successor alters no leaf.
-        return replacement.clone()
+        return layout.put_back(replacement, output).clone()
 
     handle = layer.register_forward_hook(replace)
     try:

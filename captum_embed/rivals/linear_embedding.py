@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_embed.embeddings import embedding_of
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import run_layer
-from captum_embed.rivals.activations import only_activation, require_finite
+from captum_embed.layouts import CHANNELS_FIRST, LayerLayout
+from captum_embed.rivals.activations import only_activation
 
 Pooling = Literal["average", "max"]
 
@@ -95,6 +97,7 @@ class PooledNetwork:
         head: Linear map after the pooling, see :func:`affine_form`.
         pooling: Global ``"average"`` or ``"max"``.
         device_ids: Device order of a ``DataParallel`` encoder.
+        layout: Of the layer's output.
 
     Raises:
         InputError: Unknown pooling.
@@ -105,6 +108,7 @@ class PooledNetwork:
     head: nn.Module | None
     pooling: Pooling
     device_ids: list[int] | None = None
+    layout: LayerLayout = CHANNELS_FIRST
 
     def __post_init__(self) -> None:
         if self.pooling not in _SHARES:
@@ -133,8 +137,7 @@ class PooledNetwork:
                 additional_forward_args,
                 device_ids=self.device_ids,
             )
-            require_finite("activations", self.layer, [each.tensors for each in executions])
-            activations = only_activation([each.tensors for each in executions], images)
+            activations = only_activation(executions, images, self.layer, self.layout)
             weight, bias = affine_form(self.head, activations)
             positioned = PositionedEmbedding(
                 activations, _SHARES[self.pooling](activations), weight, bias
@@ -143,12 +146,12 @@ class PooledNetwork:
         return positioned
 
     def _require_same(self, positioned: PositionedEmbedding, output: Any) -> None:
-        expected = positioned.embeddings
-        if not isinstance(output, Tensor) or output.shape != expected.shape:
-            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        output, expected = embedding_of(output), positioned.embeddings
+        if output.shape != expected.shape:
             raise LayerError(
                 "the decomposition does not hold for this network: head and pooling give "
-                f"embeddings of shape {tuple(expected.shape)}, the encoder returned {given}; "
+                f"embeddings of shape {tuple(expected.shape)}, the encoder returned "
+                f"{tuple(output.shape)}; "
                 "pass the encoder and the linear head that ends it (head=None where pooling does)"
             )
         difference = _difference(output, expected)

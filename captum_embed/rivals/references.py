@@ -8,6 +8,7 @@ from typing import Any, Literal
 from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
+from captum_embed.embeddings import embedding_of
 from captum_embed.errors import InputError
 from captum_embed.layer_executions import run_layer
 
@@ -31,7 +32,7 @@ def embed(encoder: Callable[..., Any], images: Tensor, arguments: Any = None) ->
     """Embeddings of images.
 
     Args:
-        encoder: Maps images (N, ...) to embeddings (N, D).
+        encoder: Maps images (N, ...) to embeddings (N, D), or to what they are recognised in.
         images: The images.
         arguments: Further arguments of the encoder.
 
@@ -82,11 +83,12 @@ def embed_unnormalized(
     return _checked("the embedding layer", executions[-1].tensors[0])
 
 
-def _checked(what: str, embeddings: Any) -> Tensor:
-    if not isinstance(embeddings, Tensor) or embeddings.dim() != 2:
-        is_tensor = isinstance(embeddings, Tensor)
-        given = f"shape {tuple(embeddings.shape)}" if is_tensor else type(embeddings).__name__
-        raise InputError(f"{what} gives {given}; expected embeddings (N, D)")
+def _checked(what: str, output: Any) -> Tensor:
+    embeddings = embedding_of(output)
+    if embeddings.dim() != 2:
+        raise InputError(
+            f"{what} gives shape {tuple(embeddings.shape)}; expected embeddings (N, D)"
+        )
     return embeddings
 
 

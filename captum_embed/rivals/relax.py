@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,12 +12,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_embed.errors import InputError
-from captum_embed.rivals.changed_images import (
-    checked_images,
-    masked_scores,
-    per_example,
-    require_positive,
-)
+from captum_embed.rivals.changed_images import checked_call, masked_scores
 
 
 class RELAX(Attribution):
@@ -64,9 +59,6 @@ class RELAX(Attribution):
         (torch.Size([2, 1, 8, 8]), torch.Size([2, 1, 8, 8]))
     """
 
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
-        super().__init__(forward_func)
-
     @log_usage()
     def attribute(
         self,
@@ -109,15 +101,17 @@ class RELAX(Attribution):
             >>> bool(map_[..., :4].mean() > map_[..., 4:].mean())
             True
         """
-        images = checked_images(inputs)
-        require_positive(
-            num_masks=num_masks, grid_size=grid_size, perturbations_per_eval=perturbations_per_eval
+        images, arguments = checked_call(
+            inputs,
+            additional_forward_args,
+            num_masks=num_masks,
+            grid_size=grid_size,
+            perturbations_per_eval=perturbations_per_eval,
         )
         if not 0 < keep_probability < 1:
             raise InputError(
                 f"keep_probability is {keep_probability}; expected a number between 0 and 1"
             )
-        arguments = per_example(additional_forward_args, len(images))
         size = (images.shape[2], images.shape[3])
         coverage = torch.zeros(size[0] * size[1], dtype=torch.float64)
         sums, squares = (coverage.repeat(len(images), 1) for _ in range(2))

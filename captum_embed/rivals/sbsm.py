@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +11,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_embed.errors import InputError
-from captum_embed.rivals.changed_images import (
-    checked_images,
-    per_example,
-    require_positive,
-    scores,
-)
+from captum_embed.rivals.changed_images import checked_call, scores
 
 
 class SBSM(Attribution):
@@ -55,9 +49,6 @@ class SBSM(Attribution):
         >>> sbsm.attribute(images, references, window=(4, 4), stride=(2, 2)).shape
         torch.Size([2, 1, 12, 16])
     """
-
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
-        super().__init__(forward_func)
 
     @log_usage()
     def attribute(
@@ -97,8 +88,9 @@ class SBSM(Attribution):
             tensor([[[[0.5000, 0.5000],
                       [0.0000, 0.0000]]]])
         """
-        images = checked_images(inputs)
-        require_positive(
+        images, arguments = checked_call(
+            inputs,
+            additional_forward_args,
             perturbations_per_eval=perturbations_per_eval,
             window=min(window),
             stride=min(stride),
@@ -111,7 +103,6 @@ class SBSM(Attribution):
                 f"{tuple(images.shape[2:])}; expected a window within the image, and a stride "
                 "within the window, so that every pixel is covered"
             )
-        arguments = per_example(additional_forward_args, len(images))
         whole = scores(self.forward_func, images, arguments)
 
         def at_most_whole(images: Tensor, whole: Tensor, *arguments: Any) -> Tensor:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerAttribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_embed.layer_executions import run_layer
-from captum_embed.map_functions import weighted_sum
-from captum_embed.rivals.activations import only_activation, require_finite
-from captum_embed.rivals.changed_images import (
-    checked_images,
-    masked_scores,
-    per_example,
-    require_positive,
-    scores,
-)
+from captum_embed.rivals.changed_images import masked_scores, scores
+from captum_embed.rivals.channel_scores import ChannelScores, picked
 
 
-class ScoreCAM(LayerAttribution):
+class ScoreCAM(ChannelScores):
     r"""Score-CAM of a similarity, or of any other score.
 
     Each channel, enlarged to the image and scaled to [0, 1], masks the image. The score of what
@@ -41,9 +31,11 @@ class ScoreCAM(LayerAttribution):
 
     Args:
         forward_func: Returns one score per image, (N,), such as its similarity to references.
-        layer: Layer to explain: its output is (N, C, H, W), once per forward pass.
+        layer: Layer to explain: its output is (N, C, H, W), or as the layout says, once per
+            forward pass.
         device_ids: Device order, needed only if ``forward_func`` wraps a ``DataParallel`` model.
         softmax: Weights by a softmax over the channels, as in the paper.
+        layout: ``layout``, ``prefix_tokens`` and ``grid``, as in ``EmbeddingLayerGradCam``.
 
     Source: Wang et al., Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural
         Networks, CVPR Workshops 2020 (arXiv 1910.01279), algorithm 1; its ReLU on the map is
@@ -69,106 +61,37 @@ class ScoreCAM(LayerAttribution):
         device_ids: list[int] | None = None,
         *,
         softmax: bool = True,
+        **layout: Any,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids)
+        super().__init__(forward_func, layer, device_ids, **layout)
         self.softmax = softmax
 
-    @log_usage()
-    def attribute(
+    def weights_of(
         self,
-        inputs: Tensor,
-        additional_forward_args: Any = None,
-        *,
-        relu_attributions: bool = False,
-        max_channels: int | None = None,
-        perturbations_per_eval: int = 16,
+        images: Tensor,
+        activations: Tensor,
+        chosen: Tensor,
+        arguments: tuple[Any, ...],
+        at_once: int,
     ) -> Tensor:
-        """Maps of the inputs.
-
-        Args:
-            inputs: Images (N, C, H, W).
-            additional_forward_args: Further arguments of the forward function.
-            relu_attributions: Set negative values of the map to zero.
-            max_channels: Weigh only so many channels, those of largest norm in their image.
-                None: all.
-            perturbations_per_eval: Channels in one forward pass, of N times as many images.
-
-        Returns:
-            Map (N, 1, H, W), detached.
-
-        Raises:
-            InputError: An argument does not fit, or the score is not one value per image.
-            LayerError: The layer ran not once, has no positions, or is not finite.
-
-        Example::
-
-            >>> import torch
-            >>> from torch import nn
-            >>> from captum_embed.rivals import LabelFree, ScoreCAM
-            >>> encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-            >>> label_free = LabelFree(encoder, lambda score: ScoreCAM(score, encoder[0]))
-            >>> label_free.attribute(torch.rand(2, 3, 8, 8), max_channels=2).shape
-            torch.Size([2, 1, 6, 6])
-        """
-        images = checked_images(inputs)
-        require_positive(perturbations_per_eval=perturbations_per_eval)
-        arguments = per_example(additional_forward_args, len(images))
-        with torch.no_grad():
-            _, executions = run_layer(
-                self.forward_func,
-                self.layer,
-                (images,),
-                None,
-                arguments or None,
-                device_ids=self.device_ids,
-            )
-            activations = only_activation([each.tensors for each in executions], images)
-            require_finite("activations", self.layer, [[activations]])
-            chosen = largest_channels(activations, max_channels)
-            seen_through = torch.cat(
-                [
-                    masked_scores(self.forward_func, images, masks, arguments)
-                    for masks in _masks(activations, chosen, images, perturbations_per_eval)
-                ],
-                1,
-            )
-            if self.softmax:
-                weights = seen_through.softmax(1)
-            else:
-                black = scores(self.forward_func, torch.zeros_like(images), arguments)
-                weights = seen_through - black[:, None]
-            map_ = weighted_sum(weights.to(activations), _picked(activations, chosen))
-        return F.relu(map_) if relu_attributions else map_
-
-
-def largest_channels(activations: Tensor, number: int | None) -> Tensor:
-    """Indices (N, K) of the channels of largest norm in each image, largest first.
-
-    Raises:
-        InputError: The number is below one.
-
-    Example::
-
-        >>> import torch
-        >>> largest_channels(torch.tensor([1.0, -3.0, 2.0]).reshape(1, 3, 1, 1), 2)
-        tensor([[1, 2]])
-    """
-    require_positive(max_channels=1 if number is None else number)
-    channels = activations.shape[1]
-    norms = activations.flatten(2).norm(dim=2)
-    return norms.topk(channels if number is None else min(number, channels)).indices
-
-
-def _picked(activations: Tensor, chosen: Tensor) -> Tensor:
-    return activations.take_along_dim(chosen[..., None, None], 1)
-
-
-def _masks(activations: Tensor, chosen: Tensor, images: Tensor, at_once: int) -> Any:
-    """Channels as masks in [0, 1], (N, at most ``at_once``, height, width) of the images."""
-    for part in chosen.split(at_once, 1):
-        enlarged = F.interpolate(
-            _picked(activations, part), images.shape[2:], mode="bilinear", align_corners=False
+        """The score of the image seen through each of the channels, (N, K)."""
+        seen_through = torch.cat(
+            [
+                masked_scores(self.forward_func, images, masks, arguments)
+                for masks in _masks(picked(activations, chosen), images, at_once)
+            ],
+            1,
         )
+        if self.softmax:
+            return seen_through.softmax(1)
+        black = scores(self.forward_func, torch.zeros_like(images), arguments)
+        return seen_through - black[:, None]
+
+
+def _masks(channels: Tensor, images: Tensor, at_once: int) -> Iterator[Tensor]:
+    """Channels as masks in [0, 1], (N, at most ``at_once``, height, width) of the images."""
+    for part in channels.split(at_once, 1):
+        enlarged = F.interpolate(part, images.shape[2:], mode="bilinear", align_corners=False)
         lowest, highest = enlarged.amin((2, 3), True), enlarged.amax((2, 3), True)
         # A channel that is the same everywhere masks everything.
         yield (enlarged - lowest) / (highest - lowest).clamp(min=torch.finfo(enlarged.dtype).tiny)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from captum._utils.common import _format_additional_forward_args
-from captum.attr import LayerAttribution
 from captum.attr._utils.approximation_methods import approximation_parameters
 from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import run_layer
-from captum_embed.rivals.activations import only_activation, require_finite
+from captum_embed.rivals.activations import LayerMap, only_activation
 from captum_embed.rivals.changed_images import checked_images, of_example, require_positive
 from captum_embed.rivals.layer_replacement import run_with_replacement
 from captum_embed.rivals.references import (
@@ -32,7 +31,7 @@ from captum_embed.rivals.references import (
 _TOLERANCE = 0.05
 
 
-class SecondOrderAttribution(LayerAttribution, GradientAttribution):
+class SecondOrderAttribution(LayerMap, GradientAttribution):
     r"""The similarity of two images over pairs of places, one in each, in any network.
 
     The Jacobian of the embedding :math:`f` by the layer's activations :math:`A` is averaged along
@@ -56,11 +55,13 @@ class SecondOrderAttribution(LayerAttribution, GradientAttribution):
     Args:
         forward_func: The encoder, images (N, ...) to embeddings (N, D), or a forward function
             that has one as ``encoder``. It keeps the examples of a batch apart.
-        layer: Layer to explain: its output is (N, C, H, W), once per forward pass.
+        layer: Layer to explain: its output is (N, C, H, W), or as the layout says, once per
+            forward pass. Prefix tokens stay as they are along the path.
         embedding_layer: Module whose output (N, D) is the embedding before the L2 norm, usually
             the linear head. Needed where the encoder normalizes: from activations of zero, a
             normalized embedding jumps at the first step, and no integral follows it.
         similarity: ``"cosine"``, or ``"dot"`` product.
+        layout: ``layout``, ``prefix_tokens`` and ``grid``, as in ``EmbeddingLayerGradCam``.
 
     Raises:
         InputError: Unknown similarity.
@@ -95,8 +96,9 @@ class SecondOrderAttribution(LayerAttribution, GradientAttribution):
         embedding_layer: nn.Module | None = None,
         *,
         similarity: Similarity = "cosine",
+        **layout: Any,
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, layer)
+        LayerMap.__init__(self, forward_func, layer, **layout)
         GradientAttribution.__init__(self, forward_func)
         require_similarity(similarity)
         self.similarity = similarity
@@ -240,9 +242,7 @@ class _Path:
         _, executions = run_layer(
             self.method.encoder, layer, (image,), None, self.arguments or None
         )
-        activation = only_activation([each.tensors for each in executions], image)
-        require_finite("activations", layer, [[activation]])
-        return activation
+        return only_activation(executions, image, layer, self.method.layout)
 
     def _embed(self, activations: Tensor) -> Tensor:
         def embed(image: Tensor, *arguments: Any) -> Tensor:
@@ -251,7 +251,12 @@ class _Path:
             )
 
         return run_with_replacement(
-            embed, self.method.layer, self.image, activations, self.arguments
+            embed,
+            self.method.layer,
+            self.image,
+            activations,
+            self.arguments,
+            layout=self.method.layout,
         )
 
     def vectors(self, direction: Tensor | None) -> Tensor:

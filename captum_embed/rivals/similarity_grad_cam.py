@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum.attr import LayerAttribution
 from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError
 from captum_embed.grad_cam import EmbeddingLayerGradCam
+from captum_embed.rivals.activations import LayerMap
 from captum_embed.rivals.references import (
     are_images,
     checked_embeddings,
@@ -22,7 +22,7 @@ from captum_embed.rivals.references import (
 )
 
 
-class SimilarityGradCam(LayerAttribution, GradientAttribution):
+class SimilarityGradCam(LayerMap, GradientAttribution):
     r"""Grad-CAM of the dot product of embeddings as they are before the L2 norm.
 
     The gradient of a cosine by a homogeneous network sums with the activations to zero (Euler),
@@ -40,6 +40,7 @@ class SimilarityGradCam(LayerAttribution, GradientAttribution):
         embedding_layer: Module whose output (N, D) is the unnormalized embedding, usually the
             linear head. Default: the encoder's output, which must not be normalized then.
         device_ids: Device order, needed only if the encoder wraps a ``DataParallel`` model.
+        layout: ``layout``, ``prefix_tokens`` and ``grid``, as in ``EmbeddingLayerGradCam``.
 
     Source: Zhu, Yang, Chen, Visual Explanation for Deep Metric Learning, IEEE TIP 2021
         (arXiv 1909.12977), "Grad-CAM without normalization"; Selvaraju et al., ICCV 2017.
@@ -69,8 +70,9 @@ class SimilarityGradCam(LayerAttribution, GradientAttribution):
         layer: nn.Module,
         embedding_layer: nn.Module | None = None,
         device_ids: list[int] | None = None,
+        **layout: Any,
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        LayerMap.__init__(self, forward_func, layer, device_ids, **layout)
         GradientAttribution.__init__(self, forward_func)
         self.encoder = encoder_of(forward_func)
         self.embedding_layer = embedding_layer
@@ -132,7 +134,9 @@ class SimilarityGradCam(LayerAttribution, GradientAttribution):
             others = embeddings if reference is None else reference
             return (embeddings * checked_embeddings(others, embeddings).mean(1)).sum(1)
 
-        grad_cam = EmbeddingLayerGradCam(dot_product, self.layer, self.device_ids)
+        grad_cam = EmbeddingLayerGradCam(
+            dot_product, self.layer, self.device_ids, **vars(self.layout)
+        )
         return grad_cam.attribute(
             images, additional_forward_args=arguments, relu_attributions=relu_attributions
         )

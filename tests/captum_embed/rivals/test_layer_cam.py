@@ -151,7 +151,7 @@ def test_refuses_several_values_per_example_and_values_that_are_not_finite():
     with pytest.raises(InputError, match="several values"):
         EmbeddingLayerCAM(encoder, encoder.features).attribute(normal(2, 3, 7, 8))
     layer_cam = EmbeddingLayerCAM(lambda x: encoder(x).sum(1), encoder.features)
-    with pytest.raises(LayerError, match=r"gradients of the layer.*NaN"):
+    with pytest.raises(LayerError, match=r"activations of the layer.*NaN"):
         layer_cam.attribute(torch.full((1, 3, 7, 8), float("nan"), dtype=torch.float64))
     with pytest.raises(LayerError, match="did not run"):
         EmbeddingLayerCAM(encoder, nn.ReLU()).attribute(normal(2, 3, 7, 8))
