@@ -19,9 +19,9 @@ from captum_embed.metric_forwards import (
     MetricForward,
     PairForward,
     QuadrupletForward,
+    SimilarityForward,
     TripletForward,
 )
-from captum_embed.similarity_forward import SimilarityForward
 from captum_embed.weight_bank import WeightBank, build_weight_bank
 
 __all__ = [

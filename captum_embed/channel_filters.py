@@ -96,3 +96,21 @@ def top_channels(k: int) -> ChannelFilter:
         return torch.zeros_like(weights).scatter(1, kept, weights.gather(1, kept))
 
     return keep_top
+
+
+def filtered(weights: Tensor, channel_filter: ChannelFilter | None) -> Tensor:
+    """What a filter makes of grad-weights (N, C); None leaves them as they are.
+
+    Raises:
+        InputError: The filter returned another shape.
+    """
+    if channel_filter is None:
+        return weights
+    kept = channel_filter(weights)
+    if not isinstance(kept, Tensor) or kept.shape != weights.shape:
+        given = tuple(kept.shape) if isinstance(kept, Tensor) else type(kept)
+        raise InputError(
+            f"channel_filter returned {given} for grad-weights of shape {tuple(weights.shape)}; "
+            "expected the same shape"
+        )
+    return kept

@@ -1,16 +1,20 @@
-"""What all forward functions share: an encoder, a stated direction, and distances."""
+"""What all forward functions share: an encoder, a stated direction, distances, and tuples.
+
+**Direction.** Of a class score more is better, of a loss more is worse. With
+``explains="match"``, the default, a forward function returns its loss with the sign turned: what
+raises it makes the anchor look like its class. ``explains="loss"`` returns the loss itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_embed.embeddings import embedding_of
+from captum_embed.encoders import embedding_vectors
 from captum_embed.errors import InputError
 
 Explains = Literal["match", "loss"]
@@ -74,21 +78,6 @@ def distance_function(distance: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return measure
 
 
-@contextmanager
-def evaluation_mode(module: object) -> Iterator[None]:
-    """Puts a module and all below it in evaluation mode, and back in the modes they were in."""
-    modules = module.modules() if isinstance(module, nn.Module) else ()
-    modes = [(each, each.training) for each in modules]
-    try:
-        for each, _ in modes:
-            # Not eval(): some modules do more in it than they would undo.
-            each.training = False
-        yield
-    finally:
-        for each, training in modes:
-            each.training = training
-
-
 class EncoderForward(nn.Module):
     """What the forward functions here have in common: an encoder, and a stated direction.
 
@@ -132,12 +121,117 @@ class EncoderForward(nn.Module):
         return loss if self.explains == "loss" else -loss
 
 
-def embedding_vectors(output: Any) -> Tensor:
-    """What :func:`embedding_of` finds in an encoder's output, refused unless it is (N, D)."""
-    embeddings = embedding_of(output)
-    if embeddings.dim() != 2:
-        raise InputError(
-            f"the encoder returned shape {tuple(embeddings.shape)}; expected embeddings (N, D): "
-            "pool and flatten in the encoder"
+class MetricForward(EncoderForward):
+    """A metric loss as a forward function: embeds images, and gives one value per anchor.
+
+    Subclasses say in :meth:`tuple_loss` what one tuple costs; that is all that a new loss needs.
+
+    Args:
+        encoder: Maps inputs (N, ...) to embeddings (N, D).
+        distance: ``"squared_euclidean"`` (Chen et al., WACV 2020), ``"euclidean"``,
+            ``"cosine"`` (1 - cosine similarity), a callable ``(embeddings (..., D), embeddings
+            (..., D)) -> (...)``, or a distance of pytorch-metric-learning.
+        explains: ``"match"``, the loss with its sign turned, or ``"loss"``.
+
+    Attributes:
+        reference_roles: For each reference of an anchor, whether it comes from the anchor's
+            class (``"same"``), another (``"different"``) or either (``"any"``).
+    """
+
+    reference_roles: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        distance: Distance = "squared_euclidean",
+        explains: Explains = "match",
+    ) -> None:
+        super().__init__(encoder, explains)
+        distance_function(distance)
+        self.distance = distance
+
+    def measure(self, first: Tensor, second: Tensor) -> Tensor:
+        """Distance of embeddings (..., D) and (..., D), broadcast, as (...)."""
+        return distance_function(self.distance)(first, second)
+
+    def image_inputs(self, *inputs: Tensor) -> tuple[int, ...]:
+        """Which arguments of a call are images, and so pass through the encoder in this order."""
+        references = inputs[1 : 1 + len(self.reference_roles)]
+        return (0, *(i for i, one in enumerate(references, 1) if one.dim() == inputs[0].dim()))
+
+    def tuple_loss(self, anchor: Tensor, *references: Tensor) -> Tensor:
+        """Loss of each tuple: embeddings (..., D), broadcast over leading dimensions, to (...)."""
+        raise NotImplementedError
+
+    def embed(self, anchor: Tensor, references: tuple[Tensor, ...]) -> list[Tensor]:
+        """Embeddings of the anchor and its references; those given as images share its batch.
+
+        Args:
+            anchor: Images (N, ...), the input of the encoder.
+            references: Each either images, with as many dimensions as ``anchor`` and its
+                batch size, or embeddings (N, D), (1, D), or (N, M, D), (1, M, D) for M tuples
+                of each anchor.
+
+        Returns:
+            Anchor embeddings (N, D), then each reference as (N, D), or (N or 1, M, D).
+
+        Raises:
+            InputError: A reference fits neither description; it says which one.
+        """
+        images = [anchor]
+        for place, reference in enumerate(references, start=1):
+            if reference.dim() == anchor.dim():
+                if reference.shape[0] != anchor.shape[0]:
+                    raise InputError(
+                        f"reference {place} holds {reference.shape[0]} images for "
+                        f"{anchor.shape[0]} anchors; expected as many of each"
+                    )
+                images.append(reference)
+            elif reference.dim() not in (2, 3):
+                raise InputError(
+                    f"reference {place} has shape {tuple(reference.shape)}; expected images with "
+                    f"{anchor.dim()} dimensions, like the anchors, or embeddings (N, D) or "
+                    "(N, M, D)"
+                )
+        encoded = iter(self.encode(images))
+        embeddings = [next(encoded)]
+        for place, reference in enumerate(references, start=1):
+            given = reference.dim() != anchor.dim()
+            embeddings.append(reference if given else next(encoded))
+            self._check_reference(place, embeddings[0], embeddings[-1])
+        return embeddings
+
+    @staticmethod
+    def _check_reference(place: int, anchor: Tensor, reference: Tensor) -> None:
+        rows, width = reference.shape[0], reference.shape[-1]
+        if width != anchor.shape[-1] or rows not in (1, anchor.shape[0]):
+            raise InputError(
+                f"reference {place} has embeddings of shape {tuple(reference.shape)}, the anchors "
+                f"of shape {tuple(anchor.shape)}; expected equal widths and as many rows (or one)"
+            )
+
+    def _value(self, anchor: Tensor, references: list[Tensor], *labels: Tensor) -> Tensor:
+        if not any(reference.dim() == 3 for reference in references):
+            return self.directed(self.tuple_loss(anchor, *references, *labels))
+        per_tuple = self.tuple_loss(
+            anchor[:, None], *(r if r.dim() == 3 else r[:, None] for r in references), *labels
         )
-    return embeddings
+        return self.directed(mean_of_nonzero(per_tuple))
+
+
+def mean_of_nonzero(losses: Tensor) -> Tensor:
+    """Mean over the tuples whose loss is not zero: the only ones that carry a gradient.
+
+    Args:
+        losses: Shape (N, M), M tuples of each anchor.
+
+    Returns:
+        Shape (N,); zero where all M losses are zero.
+
+    Example::
+
+        >>> import torch
+        >>> mean_of_nonzero(torch.tensor([[0.0, 2.0, 4.0], [0.0, 0.0, 0.0]]))
+        tensor([3., 0.])
+    """
+    return losses.sum(1) / (losses != 0).sum(1).clamp(min=1)

@@ -6,8 +6,8 @@ filter them; weigh the activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,90 +17,78 @@ from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_embed.channel_filters import ChannelFilter
-from captum_embed.embeddings import embedding_of
-from captum_embed.errors import InputError, LayerError
-from captum_embed.evaluation_mode import require_evaluation_mode
-from captum_embed.input_executions import executions_of_inputs
+from captum_embed.channel_filters import ChannelFilter, filtered
+from captum_embed.encoders import embedding_of, encoder_of, require_evaluation_mode
+from captum_embed.errors import InputError
+from captum_embed.input_executions import LayerReader, checked_inputs, run_inputs
 from captum_embed.layer_executions import (
-    LayerExecution,
-    Maps,
     PerExecution,
-    checked_inputs,
     layer_gradients,
-    layer_name,
     packed,
-    run_layer,
+    require_finite,
 )
-from captum_embed.layouts import (
-    Layout,
-    channels_first,
-    checked_layout,
-    require_gradient_of_places,
-    require_layout,
-)
-from captum_embed.map_functions import MapFunction, over_space, weighted_sum
+from captum_embed.layouts import Layout, checked_layout, require_gradient_of_places
+from captum_embed.map_functions import MapFunction, mean_over_space, over_space, weighted_sum
 from captum_embed.weight_bank import WeightBank
-from captum_embed.weight_bank.compatibility import require_compatible, require_fit
-from captum_embed.weight_bank.neighbors import Neighbors, nearest_entries
-
-_WITHOUT_BANK = (
-    "{} is {!r}, which only means something with a weight bank; pass weight_bank=..., "
-    "or leave it out"
+from captum_embed.weight_bank.queries import (
+    Neighbors,
+    nearest_entries,
+    require_compatible,
+    require_fit,
 )
+
+# A tensor gives a tensor, a tuple a tuple, and type checkers see it; Captum's log has no types.
+_Inputs = TypeVar("_Inputs", Tensor, tuple[Tensor, ...])
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_logged: Callable[[_Method], _Method] = log_usage()
+
+_WITHOUT_BANK = "{} is {!r}, which has no meaning without a weight bank; leave it out, or give one"
 
 
 class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
     r"""Grad-CAM maps for networks that embed images and have no class score.
 
     The explained value :math:`y` is a metric loss, or anything else that ``forward_func``
-    returns. With :math:`A` the output of ``layer`` for example :math:`n`,
+    returns. With :math:`A` the output of ``layer``, and :math:`f` the ``channel_filter``,
 
     .. math::
         w[n, c] = \mathrm{mean}_{h,w}\; \partial y[n] / \partial A[n, c, h, w], \qquad
         \mathrm{map}[n] = \sum_c f(w)[n, c]\, A[n, c]
 
-    where :math:`f` is ``channel_filter``. Without a ``weight_bank`` it is a drop-in for
-    :class:`captum.attr.LayerGradCam`, and it also explains *every* execution of an encoder that
-    is shared by the images of a tuple, of which Captum keeps only the last. With one, a query
-    borrows the grad-weights of its nearest bank entries: one forward pass, no labels, no
-    tuples, no backpropagation, no autograd graph.
+    Without a ``weight_bank`` it is a drop-in for :class:`captum.attr.LayerGradCam`. With one, a
+    query borrows the weights of its nearest entries: one forward pass, no labels, no graph.
 
     **Shared encoders.** Of k inputs the result is a tuple of k maps, in their order, where the
-    layer runs once for each, or once on all of them concatenated. Of a single input the result
-    is one map, of the whole batch that the layer put out. What is given in
-    ``additional_forward_args`` is not explained. A layer that runs more than once per input (a
-    reused ReLU, tied weights) is refused unless ``execution`` says which run is meant.
+    layer runs once for each, or once on all of them concatenated. (Captum keeps only a layer's
+    last run.) What is given in ``additional_forward_args`` is not explained. A layer that runs
+    more than once per input (a reused ReLU, tied weights) is refused unless ``execution`` says
+    which run is meant.
 
-    **Threads** may share a network and an object. **Half precision**: the mean over space and the
-    grad-weights are kept in single precision. On a ResNet-18 they stay within 2% (float16) and
-    10% (bfloat16) of their norm in single precision (``test_half_precision_is_near_single``).
+    **Threads** may share a network and an object. **Half precision**: grad-weights are kept in
+    single precision, and stay within 2% (float16) and 10% (bfloat16) of it on a ResNet-18.
 
     Args:
         forward_func: Forward function of the model or any modification of it: returns one value
             per example, (N,), or one scalar for the batch (an in-batch loss).
-        layer: Layer to explain, the module itself: its output is (N, C, H, W), or (N, C), or as
+        layer: Layer to explain, the module itself: it puts out (N, C, H, W), or (N, C), or as
             ``layout`` says, or a tuple of these.
         device_ids: Device order, needed only if ``forward_func`` wraps a ``DataParallel`` model.
         weight_bank: Grad-weights of training images, from :func:`build_weight_bank`.
         embedding_func: With a bank: maps queries to embeddings (N, D), running the layer.
             Default: ``forward_func.encoder``.
         num_neighbors: With a bank: how many nearest entries are averaged.
-        channel_filter: Maps grad-weights (N, C) to (N, C), see
-            :mod:`captum_embed.channel_filters`. Default: identity.
-        map_func: Maps filtered weights (N, C) and activations (N, C, H, W) to maps
-            (N, 1, H, W), see :mod:`captum_embed.map_functions`. Default: the weighted sum.
+        channel_filter: One of :mod:`captum_embed.channel_filters`. Default: identity.
+        map_func: One of :mod:`captum_embed.map_functions`. Default: the weighted sum.
         layout: Where the layer has its channels: ``"channels_first"`` (N, C, ...),
             ``"channels_last"`` (N, ..., C), or ``"tokens"`` (N, T, C).
         prefix_tokens: Of tokens: how many at the front (class token, registers) have no place in
-            the image. None: found from the number of tokens and the image's size, or refused.
+            the image. None: told from the number of tokens and the image's size, or refused.
         grid: Of tokens: rows and columns of the others. None: likewise.
         execution: Which run of a layer that runs more than once per input: 0 is the first, -1
-            the last (which is what Captum's ``LayerGradCam`` explains).
+            the last (Captum's choice).
 
     Raises:
-        InputError: An argument does not fit; or a bank is given, and no embedding function can
-            be found.
+        InputError: An argument does not fit; or there is a bank, and no embedding function.
         BankMismatchError: The bank was built for another layer.
 
     Source: Chen et al., Adapting Grad-CAM for Embedding Networks, WACV 2020, sections 3.2, 3.3;
@@ -113,9 +101,8 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         >>> from captum_embed import EmbeddingLayerGradCam, TripletForward
         >>> encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> grad_cam = EmbeddingLayerGradCam(TripletForward(encoder, margin=9.0), encoder[0])
-        >>> anchor, positive, negative = torch.rand(3, 2, 3, 8, 8)
-        >>> maps = grad_cam.attribute((anchor, positive, negative))
-        >>> [tuple(one.shape) for one in maps]
+        >>> maps = grad_cam.attribute(tuple(torch.rand(3, 2, 3, 8, 8)))
+        >>> [tuple(one.shape) for one in maps]  # of anchors, positives and negatives
         [(2, 1, 6, 6), (2, 1, 6, 6), (2, 1, 6, 6)]
     """
 
@@ -154,19 +141,13 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         self.grid = grid
         self.execution = execution
         if weight_bank is not None:
-            require_compatible(
-                weight_bank,
-                forward_func,
-                self._embedding_func(),
-                layer,
-                layout=layout,
-                prefix_tokens=prefix_tokens,
-            )
+            encoder = self._embedding_func()
+            require_compatible(weight_bank, forward_func, encoder, layer, layout, prefix_tokens)
 
-    @log_usage()
+    @_logged
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: _Inputs,
         target: Any = None,
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
@@ -176,15 +157,14 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         *,
         num_neighbors: int | None = None,
         exclude: Collection[Any] | None = None,
-    ) -> Maps:
+    ) -> _Inputs:
         r"""Maps of the inputs.
 
         Args:
             inputs: Without a bank, the input(s) of ``forward_func``, dimension 0 counting
                 examples. With a bank, query images (N, ...), or a tuple of such batches, each
                 explained on its own.
-            target: Index into the output of ``forward_func``, as in
-                :class:`captum.attr.LayerGradCam`. Not used with a bank.
+            target: Index into the output of ``forward_func``; not with a bank.
             additional_forward_args: Further arguments of ``forward_func`` (with a bank: of the
                 embedding function), which are not explained.
             attribute_to_layer_input: Explain what goes into the layer instead of its output.
@@ -192,15 +172,14 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             attr_dim_summation: Sum over channels. If False, the map keeps its C channels.
             grad_kwargs: Keyword arguments of ``torch.autograd.grad``. With
                 ``create_graph=True`` the maps stay differentiable; otherwise they are detached.
-            num_neighbors: With a bank: how many nearest entries are averaged. Default: the
-                constructor's.
-            exclude: With a bank: keys or labels of entries that no query may borrow from, such
-                as the query's own.
+            num_neighbors: With a bank: as in the constructor, which gives the default.
+            exclude: With a bank: keys or labels of entries that no query may borrow from.
 
         Returns:
             Map (N, 1, H, W), or (N, C, H, W) without summation; (N, 1) for layers of shape
-            (N, C). A tuple of maps where ``inputs`` is a tuple of several, where the layer
-            returns a tuple, or with a bank where ``inputs`` is a tuple of queries.
+            (N, C). Of a tuple of inputs, a tuple of maps; but of a tuple of one, without a bank,
+            its map alone, as from ``LayerGradCam``. Of a layer that returns a tuple, each map is
+            a tuple in turn: the type, which follows the inputs, leaves both out.
 
         Raises:
             InputError: An argument does not fit; among them a bank's arguments without one.
@@ -212,15 +191,13 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         Example::
 
             >>> import torch
-            >>> from captum.attr import LayerAttribution
             >>> from torch import nn
             >>> from captum_embed import EmbeddingLayerGradCam, TripletForward, WeightBank
             >>> encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
             >>> bank = WeightBank(embeddings=torch.rand(10, 4), weights=torch.rand(10, 4))
-            >>> forward = TripletForward(encoder)
-            >>> grad_cam = EmbeddingLayerGradCam(forward, encoder[0], weight_bank=bank)
-            >>> maps = grad_cam.attribute(torch.rand(2, 3, 8, 8), num_neighbors=3)
-            >>> LayerAttribution.interpolate(maps, (8, 8), interpolate_mode="bilinear").shape
+            >>> cam = EmbeddingLayerGradCam(TripletForward(encoder), encoder[0], weight_bank=bank)
+            >>> maps = cam.attribute(torch.rand(2, 3, 8, 8), num_neighbors=3)
+            >>> cam.interpolate(maps, (8, 8), interpolate_mode="bilinear").shape
             torch.Size([2, 1, 8, 8])
         """
         if not attr_dim_summation and self.map_func is not None:
@@ -230,27 +207,20 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             )
 
         def map_of(weights: Tensor, activations: Tensor) -> Tensor:
-            filtered = self._filtered(weights)
-            if not attr_dim_summation:
-                weighed = over_space(filtered, activations) * activations
+            weights = filtered(weights, self.channel_filter)
+            if attr_dim_summation:
+                maps = (self.map_func or weighted_sum)(weights, activations)
             else:
-                weighed = (self.map_func or weighted_sum)(filtered, activations)
-            return F.relu(weighed) if relu_attributions else weighed
+                maps = over_space(weights, activations) * activations
+            return F.relu(maps) if relu_attributions else maps
 
-        return self._each_query(
-            inputs,
-            map_of,
-            target,
-            additional_forward_args,
-            attribute_to_layer_input,
-            grad_kwargs,
-            num_neighbors,
-            exclude,
-        )
+        of_gradients = target, attribute_to_layer_input, grad_kwargs
+        of_bank = num_neighbors, exclude
+        return self._results(inputs, map_of, additional_forward_args, of_gradients, of_bank)
 
     def grad_weights(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: _Inputs,
         target: Any = None,
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
@@ -258,27 +228,13 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         *,
         num_neighbors: int | None = None,
         exclude: Collection[Any] | None = None,
-    ) -> Maps:
+    ) -> _Inputs:
         """Grad-weights of the inputs, before any channel filter.
 
-        Args:
-            inputs: As in :meth:`attribute`.
-            target: As in :meth:`attribute`.
-            additional_forward_args: As in :meth:`attribute`.
-            attribute_to_layer_input: As in :meth:`attribute`.
-            grad_kwargs: As in :meth:`attribute`.
-            num_neighbors: As in :meth:`attribute`.
-            exclude: As in :meth:`attribute`.
+        Arguments, errors and tuples are those of :meth:`attribute`.
 
         Returns:
-            Shape (N, C), in single precision or better: the mean gradient of each channel, or
-            with a bank the mean weights of the nearest entries. A tuple where :meth:`attribute`
-            gives one.
-
-        Raises:
-            InputError: As in :meth:`attribute`.
-            LayerError: As in :meth:`attribute`.
-            BankMismatchError: As in :meth:`attribute`.
+            Shape (N, C), in single precision or better.
 
         Example::
 
@@ -291,15 +247,10 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             >>> first.shape
             torch.Size([5, 4])
         """
-        return self._each_query(
-            inputs,
-            lambda weights, activations: weights,
-            target,
-            additional_forward_args,
-            attribute_to_layer_input,
-            grad_kwargs,
-            num_neighbors,
-            exclude,
+        of_gradients = target, attribute_to_layer_input, grad_kwargs
+        of_bank = num_neighbors, exclude
+        return self._results(
+            inputs, lambda weights, _: weights, additional_forward_args, of_gradients, of_bank
         )
 
     def neighbors(
@@ -312,18 +263,10 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
     ) -> Neighbors | tuple[Neighbors, ...]:
         """The bank entries whose weights the queries borrow.
 
-        Args:
-            queries: Images (N, ...), or a tuple of such batches.
-            additional_forward_args: Further arguments of the embedding function.
-            num_neighbors: As in :meth:`attribute`.
-            exclude: As in :meth:`attribute`.
+        Arguments and errors are those of :meth:`attribute`.
 
         Returns:
             Keys, labels, distances and indices, each (N, k); for a tuple of queries, a tuple.
-
-        Raises:
-            InputError: There is no bank, or an argument does not fit.
-            BankMismatchError: The embeddings do not fit the bank's.
 
         Example::
 
@@ -333,69 +276,65 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             >>> encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
             >>> images = torch.rand(5, 3, 8, 8)
             >>> bank = WeightBank(encoder(images).detach(), torch.rand(5, 4), keys=list("abcde"))
-            >>> forward = TripletForward(encoder)
-            >>> grad_cam = EmbeddingLayerGradCam(forward, encoder[0], weight_bank=bank)
-            >>> grad_cam.neighbors(images[1:3]).keys
+            >>> cam = EmbeddingLayerGradCam(TripletForward(encoder), encoder[0], weight_bank=bank)
+            >>> cam.neighbors(images[1:3]).keys
             [['b'], ['c']]
         """
-        if self.weight_bank is None:
+        bank = self.weight_bank
+        if bank is None:
             raise InputError("neighbors are entries of a weight bank; pass weight_bank=...")
-        found = []
+        arguments = _format_additional_forward_args(additional_forward_args)
+        neighbors = []
         for query in checked_inputs(queries):
-            self._require_evaluation_mode()
+            require_evaluation_mode(self._embedding_func(), self.forward_func, self.layer)
             with torch.no_grad():
-                arguments = _format_additional_forward_args(additional_forward_args)
                 output = _run_forward(self._embedding_func(), query, None, arguments)
             embeddings = embedding_of(output)
-            require_fit(self.weight_bank, embeddings, self.weight_bank.num_channels, len(query))
-            found.append(self._nearest(embeddings, num_neighbors, exclude))
-        return tuple(found) if isinstance(queries, tuple) else found[0]
+            require_fit(bank, embeddings, len(query))
+            count = self._count(num_neighbors)
+            neighbors.append(nearest_entries(bank, embeddings, count, exclude))
+        return tuple(neighbors) if isinstance(queries, tuple) else neighbors[0]
 
-    def _each_query(
+    def _results(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         result_of: Callable[[Tensor, Tensor], Tensor],
-        target: Any,
         additional_forward_args: Any,
-        attribute_to_layer_input: bool,
-        grad_kwargs: dict[str, Any] | None,
-        num_neighbors: int | None,
-        exclude: Collection[Any] | None,
-    ) -> Maps:
+        of_gradients: tuple[Any, bool, dict[str, Any] | None],
+        of_bank: tuple[int | None, Collection[Any] | None],
+    ) -> Any:
+        """What ``result_of`` makes of the weights (N, C) and activations of each input."""
         queries = checked_inputs(inputs)
         arguments = _format_additional_forward_args(additional_forward_args)
         if self.weight_bank is None:
-            if num_neighbors not in (None, 1):
-                raise InputError(_WITHOUT_BANK.format("num_neighbors", num_neighbors))
-            if exclude is not None:
-                raise InputError(_WITHOUT_BANK.format("exclude", exclude))
-            weights, activations = self._from_gradients(
-                queries, target, arguments, attribute_to_layer_input, grad_kwargs
-            )
-            return packed(weights, activations, result_of)
-        if target is not None or grad_kwargs is not None or attribute_to_layer_input:
+            for name, value in zip(("num_neighbors", "exclude"), of_bank, strict=True):
+                if value is not None and (name, value) != ("num_neighbors", 1):
+                    raise InputError(_WITHOUT_BANK.format(name, value))
+            return packed(*self._from_gradients(queries, arguments, *of_gradients), result_of)
+        if of_gradients != (None, False, None):
             raise InputError(
                 "target, grad_kwargs and attribute_to_layer_input belong to gradients, and with a "
                 "weight bank none are taken (it holds the weights of the layer's output); leave "
                 "them out, or build EmbeddingLayerGradCam without a bank"
             )
-        results: tuple[Any, ...] = tuple(
-            packed(*self._from_bank(query, arguments, num_neighbors, exclude), result_of)
+        results = [
+            packed(*self._from_bank(self.weight_bank, query, arguments, *of_bank), result_of)
             for query in queries
-        )
-        return results if isinstance(inputs, tuple) else results[0]
+        ]
+        return tuple(results) if isinstance(inputs, tuple) else results[0]
 
     def _from_gradients(
         self,
         inputs: tuple[Tensor, ...],
-        target: Any,
         arguments: Any,
+        target: Any,
         attribute_to_layer_input: bool,
         grad_kwargs: dict[str, Any] | None,
     ) -> tuple[PerExecution, PerExecution]:
+        reader = self._reader()
         differentiable = bool(grad_kwargs and grad_kwargs.get("create_graph"))
         with torch.enable_grad():
-            output, executions = run_layer(
+            output, executions = run_inputs(
                 self.forward_func,
                 self.layer,
                 inputs,
@@ -404,138 +343,57 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
                 device_ids=self.device_ids,
                 attribute_to_layer_input=attribute_to_layer_input,
                 cut=not differentiable,
-            )
-            executions = executions_of_inputs(
-                executions,
-                self.forward_func,
-                self.layer,
-                inputs,
-                arguments,
                 execution=self.execution,
             )
-            activations = self._activations(executions, inputs, detach=not differentiable)
-            found = layer_gradients(output, executions, grad_kwargs)
-            gradients = [
-                [self._to_channels_first(gradient, image) for gradient in each]
-                for each, image in zip(found, inputs, strict=True)
+            activations = reader.activations(executions, inputs, detach=not differentiable)
+            gradients = layer_gradients(output, executions, grad_kwargs)
+            of_places = [
+                [reader.channels_first(gradient, image) for gradient in each]
+                for each, image in zip(gradients, inputs, strict=True)
             ]
-        weights = [[_mean_over_space(gradient) for gradient in each] for each in gradients]
-        self._require_finite("grad-weights", weights)
-        self._require_finite("activations", activations)
+        weights = [[mean_over_space(gradient) for gradient in each] for each in of_places]
+        require_finite("grad-weights", self.layer, weights)
+        require_finite("activations", self.layer, activations)
         if self.layout == "tokens":
-            for each, of_places in zip(found, gradients, strict=True):
-                require_gradient_of_places(each, of_places, self.layer, self.forward_func)
+            for whole, places in zip(gradients, of_places, strict=True):
+                require_gradient_of_places(whole, places, self.layer, self.forward_func)
         return weights, activations
 
     def _from_bank(
         self,
+        bank: WeightBank,
         query: Tensor,
         arguments: Any,
         num_neighbors: int | None,
         exclude: Collection[Any] | None,
     ) -> tuple[PerExecution, PerExecution]:
-        assert self.weight_bank is not None
-        self._require_evaluation_mode()
-        embedding_func = self._embedding_func()
+        require_evaluation_mode(self._embedding_func(), self.forward_func, self.layer)
         with torch.no_grad():
-            output, executions = run_layer(
-                embedding_func, self.layer, (query,), None, arguments, device_ids=self.device_ids
-            )
-            executions = executions_of_inputs(
-                executions, embedding_func, self.layer, (query,), execution=self.execution
+            output, executions = run_inputs(
+                self._embedding_func(),
+                self.layer,
+                (query,),
+                None,
+                arguments,
+                device_ids=self.device_ids,
+                execution=self.execution,
             )
             embeddings = embedding_of(output)
-            (activations,) = self._activations(executions, (query,), detach=True)
-            rows = {len(tensor) for tensor in activations}
-            if rows != {len(query)}:
-                raise LayerError(
-                    f"the layer{self._named()} puts out {sorted(rows)} rows for {len(query)} "
-                    "queries: which weights are theirs is unknown; choose a layer with one row "
-                    "per query"
-                )
-            self._require_finite("activations", [activations])
-            channels = [tensor.shape[1] for tensor in activations]
-            require_fit(self.weight_bank, embeddings, sum(channels), len(query))
-            indices = self._nearest(embeddings, num_neighbors, exclude).indices
-            weights = self.weight_bank.mean_weights(indices).to(activations[0].device)
-        return [list(weights.split(channels, dim=1))], [activations]
+            reader = self._reader()
+            (activations,) = reader.activations(executions, (query,), detach=True)
+            require_finite("activations", self.layer, [activations])
+            require_fit(bank, embeddings, len(query), activations, reader.named)
+            nearest = nearest_entries(bank, embeddings, self._count(num_neighbors), exclude)
+            weights = bank.mean_weights(nearest.indices).to(activations[0].device)
+        return [list(weights.split([each.shape[1] for each in activations], 1))], [activations]
 
-    def _nearest(
-        self, embeddings: Tensor, num_neighbors: int | None, exclude: Collection[Any] | None
-    ) -> Neighbors:
-        assert self.weight_bank is not None
-        count = self.num_neighbors if num_neighbors is None else num_neighbors
-        return nearest_entries(self.weight_bank, embeddings, count, exclude)
-
-    def _require_evaluation_mode(self) -> None:
-        embedding_func = self._embedding_func()
-        network = getattr(embedding_func, "__self__", embedding_func)
-        for one in (network, self.forward_func, self.layer):
-            if isinstance(one, nn.Module):
-                require_evaluation_mode(one)
+    def _count(self, num_neighbors: int | None) -> int:
+        return self.num_neighbors if num_neighbors is None else num_neighbors
 
     def _embedding_func(self) -> Callable[..., Tensor]:
-        if self.embedding_func is not None:
-            return self.embedding_func
-        wrapped = getattr(self.forward_func, "module", self.forward_func)
-        encoder = getattr(self.forward_func, "encoder", getattr(wrapped, "encoder", None))
-        if encoder is None:
-            raise InputError(
-                "with a weight bank the query must be embedded, and forward_func "
-                f"({type(self.forward_func).__name__}) has no `encoder`; pass "
-                "embedding_func=..., which maps images to embeddings (N, D)"
-            )
-        return encoder
+        given = self.embedding_func
+        return encoder_of(self.forward_func) if given is None else given
 
-    def _filtered(self, weights: Tensor) -> Tensor:
-        if self.channel_filter is None:
-            return weights
-        filtered = self.channel_filter(weights)
-        if not isinstance(filtered, Tensor) or filtered.shape != weights.shape:
-            given = tuple(filtered.shape) if isinstance(filtered, Tensor) else type(filtered)
-            raise InputError(
-                f"channel_filter returned {given} for grad-weights of shape "
-                f"{tuple(weights.shape)}; expected the same shape"
-            )
-        return filtered
-
-    def _activations(
-        self, executions: Sequence[LayerExecution], images: Sequence[Tensor], *, detach: bool
-    ) -> PerExecution:
-        found = []
-        for execution, image in zip(executions, images, strict=True):
-            for tensor in execution.tensors:
-                require_layout(tensor, self.layout, self.layer, image, self._named())
-            tensors = (t.detach() if detach else t for t in execution.tensors)
-            found.append([self._to_channels_first(tensor, image) for tensor in tensors])
-        return found
-
-    def _to_channels_first(self, tensor: Tensor, image: Tensor) -> Tensor:
-        return channels_first(
-            tensor,
-            self.layout,
-            prefix_tokens=self.prefix_tokens,
-            grid=self.grid,
-            image_size=tuple(image.shape[2:]) if image.dim() == 4 else None,
-        )
-
-    def _named(self) -> str:
-        name = layer_name(self.forward_func, self.layer)
-        return f" '{name}'" if name else f" ({type(self.layer).__name__})"
-
-    def _require_finite(self, what: str, tensors: PerExecution) -> None:
-        if all(bool(torch.isfinite(tensor).all()) for each in tensors for tensor in each):
-            return
-        raise LayerError(
-            f"the {what} of the layer ({type(self.layer).__name__}) hold NaN or infinite values; "
-            "look for them in the inputs, the network's parameters, and the loss"
-        )
-
-
-def _mean_over_space(gradient: Tensor) -> Tensor:
-    wide = _wide(gradient)
-    return wide.flatten(2).mean(2) if wide.dim() > 2 else wide
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    def _reader(self) -> LayerReader:
+        tokens = self.prefix_tokens, self.grid
+        return LayerReader(self.forward_func, self.layer, self.layout, *tokens)

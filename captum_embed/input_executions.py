@@ -1,15 +1,118 @@
-"""Which execution of a layer, and which rows of it, belong to which input."""
+"""What a layer put out for each input: which execution, which rows, with channels first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
-from captum_embed.layer_executions import LayerExecution, layer_name
+from captum_embed.layer_executions import LayerExecution, PerExecution, layer_name, run_layer
+from captum_embed.layouts import Layout, channels_first, require_layout
+
+
+def checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
+    """Inputs of a forward function as a tuple.
+
+    Args:
+        inputs: A tensor or a tuple of tensors, dimension 0 counting examples.
+
+    Returns:
+        The tensors, at least one.
+
+    Raises:
+        InputError: Something else, or no examples.
+    """
+    if not isinstance(inputs, (Tensor, tuple)):
+        raise InputError(
+            f"inputs is {type(inputs).__name__}; expected a tensor (N, ...), or a tuple of such, "
+            "one for each argument of the forward function: join images of one batch with "
+            "torch.stack(images)"
+        )
+    formatted = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not formatted or not all(isinstance(tensor, Tensor) for tensor in formatted):
+        kinds = [type(item).__name__ for item in formatted]
+        raise InputError(f"inputs hold {kinds}; expected a tensor or a tuple of tensors")
+    for place, tensor in enumerate(formatted):
+        if tensor.dim() == 0 or tensor.shape[0] == 0:
+            raise InputError(
+                f"input {place} has shape {tuple(tensor.shape)}; expected at least one example "
+                "along dimension 0"
+            )
+    return formatted
+
+
+def run_inputs(
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    inputs: tuple[Tensor, ...],
+    target: Any = None,
+    additional_forward_args: tuple[Any, ...] | None = None,
+    *,
+    execution: int | None = None,
+    **settings: Any,
+) -> tuple[Any, list[LayerExecution]]:
+    """Runs ``forward_func`` once, by :func:`run_layer`, whose arguments these are.
+
+    Returns:
+        Its output, and the execution of each input, by :func:`executions_of_inputs`.
+    """
+    output, executions = run_layer(
+        forward_func, layer, inputs, target, additional_forward_args, **settings
+    )
+    return output, executions_of_inputs(
+        executions, forward_func, layer, inputs, additional_forward_args, execution=execution
+    )
+
+
+@dataclass(frozen=True)
+class LayerReader:
+    """Reads the tensors of a layer, or gradients by them, with channels first.
+
+    Args:
+        root: Where the layer's name is looked up, for messages.
+        layer: The layer.
+        layout: Where it has its channels, see :func:`captum_embed.layouts.channels_first`.
+        prefix_tokens: As there.
+        grid: As there.
+    """
+
+    root: Any
+    layer: nn.Module
+    layout: Layout
+    prefix_tokens: int | None
+    grid: tuple[int, int] | None
+
+    @property
+    def named(self) -> str:
+        """The layer as messages name it, with a space in front."""
+        name = layer_name(self.root, self.layer)
+        return f" '{name}'" if name else f" ({type(self.layer).__name__})"
+
+    def activations(
+        self, executions: Sequence[LayerExecution], images: Sequence[Tensor], *, detach: bool
+    ) -> PerExecution:
+        """The tensors (N, C, ...) of each image's execution; another layout is refused."""
+        activations = []
+        for execution, image in zip(executions, images, strict=True):
+            for tensor in execution.tensors:
+                require_layout(tensor, self.layout, self.layer, image, self.named)
+            tensors = (t.detach() if detach else t for t in execution.tensors)
+            activations.append([self.channels_first(tensor, image) for tensor in tensors])
+        return activations
+
+    def channels_first(self, tensor: Tensor, image: Tensor) -> Tensor:
+        """A tensor of the layer's shape as (N, C, ...)."""
+        return channels_first(
+            tensor,
+            self.layout,
+            prefix_tokens=self.prefix_tokens,
+            grid=self.grid,
+            image_size=tuple(image.shape[2:]) if image.dim() == 4 else None,
+        )
 
 
 def executions_of_inputs(
@@ -63,7 +166,7 @@ def executions_of_inputs(
     name = layer_name(forward_func, layer)
     named = f"'{name}'" if name else f"({type(layer).__name__})"
     stated = _stated_runs(forward_func, (*inputs, *(additional_forward_args or ())))
-    runs = stated or _found_runs(executions, inputs, named)
+    runs = stated or _counted_runs(executions, inputs, named)
     per_run, rest = divmod(len(executions), len(runs))
     if rest or not per_run:
         raise LayerError(
@@ -115,7 +218,7 @@ def _stated_runs(forward_func: Any, arguments: tuple[Any, ...]) -> _Runs | None:
     return [[run] for run in runs]
 
 
-def _found_runs(
+def _counted_runs(
     executions: Sequence[LayerExecution], inputs: tuple[Tensor, ...], named: str
 ) -> _Runs:
     sizes = [(place, len(one)) for place, one in enumerate(inputs)]
@@ -158,16 +261,16 @@ def _split(
             "give the DataParallel itself as forward_func, or a forward function of this package"
         )
     starts = [0, *accumulate(counts)]
-    found = []
+    rows_of_inputs = []
     for end, size in zip(accumulate(sizes), sizes, strict=True):
         begin = end - size
-        found.append(
+        rows_of_inputs.append(
             tuple(
                 slice(min(max(begin - start, 0), count), min(max(end - start, 0), count))
                 for start, count in zip(starts, counts, strict=False)
             )
         )
-    return found
+    return rows_of_inputs
 
 
 def _split_each_shard(counts: list[int], sizes: list[int], named: str) -> list[tuple[slice, ...]]:

@@ -61,37 +61,6 @@ class LayerExecution:
         )
 
 
-def checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
-    """Inputs of a forward function as a tuple.
-
-    Args:
-        inputs: A tensor or a tuple of tensors, dimension 0 counting examples.
-
-    Returns:
-        The tensors, at least one.
-
-    Raises:
-        InputError: Something else, or no examples.
-    """
-    if not isinstance(inputs, (Tensor, tuple)):
-        raise InputError(
-            f"inputs is {type(inputs).__name__}; expected a tensor (N, ...), or a tuple of such, "
-            "one for each argument of the forward function: join images of one batch with "
-            "torch.stack(images)"
-        )
-    formatted = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not formatted or not all(isinstance(tensor, Tensor) for tensor in formatted):
-        kinds = [type(item).__name__ for item in formatted]
-        raise InputError(f"inputs hold {kinds}; expected a tensor or a tuple of tensors")
-    for place, tensor in enumerate(formatted):
-        if tensor.dim() == 0 or tensor.shape[0] == 0:
-            raise InputError(
-                f"input {place} has shape {tuple(tensor.shape)}; expected at least one example "
-                "along dimension 0"
-            )
-    return formatted
-
-
 def run_layer(
     forward_func: Callable[..., Any],
     layer: nn.Module,
@@ -207,7 +176,7 @@ def layer_gradients(
             "does it run the network under torch.no_grad(), or detach the embeddings?"
         )
     try:
-        found = torch.autograd.grad(values, differentiable, **(grad_kwargs or {}))
+        gradients = torch.autograd.grad(values, differentiable, **(grad_kwargs or {}))
     except RuntimeError as error:
         if "appears to not have been used" not in str(error):
             raise
@@ -215,7 +184,7 @@ def layer_gradients(
             "an execution of the layer does not influence the output of the forward function; "
             "to count its gradient as zero pass grad_kwargs={'materialize_grads': True}"
         ) from error
-    by_tensor = {id(t): grad for t, grad in zip(differentiable, found, strict=True)}
+    by_tensor = {id(t): grad for t, grad in zip(differentiable, gradients, strict=True)}
 
     def gradient(tensor: Tensor) -> Tensor:
         grad = by_tensor.get(id(tensor))
@@ -225,6 +194,15 @@ def layer_gradients(
         execution.join([[gradient(t) for t in shard] for shard in execution.shards])
         for execution in executions
     ]
+
+
+def require_finite(what: str, layer: nn.Module, tensors: Sequence[Sequence[Tensor]]) -> None:
+    """Raises LayerError where a tensor of an execution holds NaN or infinite values."""
+    if not all(bool(torch.isfinite(tensor).all()) for each in tensors for tensor in each):
+        raise LayerError(
+            f"the {what} of the layer ({type(layer).__name__}) hold NaN or infinite values; look "
+            "for them in the inputs, the network's parameters, and the forward function"
+        )
 
 
 def layer_name(root: Any, layer: nn.Module) -> str | None:

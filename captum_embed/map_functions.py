@@ -256,3 +256,9 @@ def _require_inside(activations: Tensor) -> None:
 def over_space(weights: Tensor, activations: Tensor) -> Tensor:
     """Weights (N, C) with as many dimensions as the activations, ready to multiply them."""
     return weights.reshape(weights.shape + (1,) * (activations.dim() - weights.dim()))
+
+
+def mean_over_space(gradients: Tensor) -> Tensor:
+    """Grad-weights (N, C) from gradients (N, C, ...): their mean, in single precision or better."""
+    wide = torch.promote_types(gradients.dtype, torch.float32)
+    return gradients.flatten(2).mean(2, dtype=wide) if gradients.dim() > 2 else gradients.to(wide)

@@ -3,10 +3,6 @@
 They are ordinary modules, made for attribution: an image may be replaced by its precomputed
 embedding, and one anchor may have many tuples at the cost of one. Any other callable serves
 :class:`~captum_embed.EmbeddingLayerGradCam` as well.
-
-**Direction.** Of a class score more is better, of a loss more is worse. With
-``explains="match"``, the default, a forward function returns its loss with the sign turned: what
-raises it makes the anchor look like its class. ``explains="loss"`` returns the loss itself.
 """
 
 from __future__ import annotations
@@ -21,125 +17,23 @@ from captum_embed.encoder_forward import (
     Distance,
     EncoderForward,
     Explains,
+    MetricForward,
     distance_function,
+    mean_of_nonzero,
 )
+from captum_embed.encoders import embedding_vectors, evaluation_mode
 from captum_embed.errors import InputError
 
+__all__ = [
+    "MetricForward",
+    "PairForward",
+    "QuadrupletForward",
+    "SimilarityForward",
+    "TripletForward",
+    "mean_of_nonzero",
+]
 
-class MetricForward(EncoderForward):
-    """A metric loss as a forward function: embeds images, and gives one value per anchor.
-
-    Subclasses say in :meth:`tuple_loss` what one tuple costs; that is all that a new loss needs.
-
-    Args:
-        encoder: Maps inputs (N, ...) to embeddings (N, D).
-        distance: ``"squared_euclidean"`` (Chen et al., WACV 2020), ``"euclidean"``,
-            ``"cosine"`` (1 - cosine similarity), a callable ``(embeddings (..., D), embeddings
-            (..., D)) -> (...)``, or a distance of pytorch-metric-learning.
-        explains: ``"match"``, the loss with its sign turned, or ``"loss"``.
-
-    Attributes:
-        reference_roles: For each reference of an anchor, whether it comes from the anchor's
-            class (``"same"``), another (``"different"``) or either (``"any"``).
-    """
-
-    reference_roles: tuple[str, ...] = ()
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        distance: Distance = "squared_euclidean",
-        explains: Explains = "match",
-    ) -> None:
-        super().__init__(encoder, explains)
-        distance_function(distance)
-        self.distance = distance
-
-    def measure(self, first: Tensor, second: Tensor) -> Tensor:
-        """Distance of embeddings (..., D) and (..., D), broadcast, as (...)."""
-        return distance_function(self.distance)(first, second)
-
-    def image_inputs(self, *inputs: Tensor) -> tuple[int, ...]:
-        """Which arguments of a call are images, and so pass through the encoder in this order."""
-        references = inputs[1 : 1 + len(self.reference_roles)]
-        return (0, *(i for i, one in enumerate(references, 1) if one.dim() == inputs[0].dim()))
-
-    def tuple_loss(self, anchor: Tensor, *references: Tensor) -> Tensor:
-        """Loss of each tuple: embeddings (..., D), broadcast over leading dimensions, to (...)."""
-        raise NotImplementedError
-
-    def embed(self, anchor: Tensor, references: tuple[Tensor, ...]) -> list[Tensor]:
-        """Embeddings of the anchor and its references; those given as images share its batch.
-
-        Args:
-            anchor: Images (N, ...), the input of the encoder.
-            references: Each either images, with as many dimensions as ``anchor`` and its
-                batch size, or embeddings (N, D), (1, D), or (N, M, D), (1, M, D) for M tuples
-                of each anchor.
-
-        Returns:
-            Anchor embeddings (N, D), then each reference as (N, D), or (N or 1, M, D).
-
-        Raises:
-            InputError: A reference fits neither description; it says which one.
-        """
-        images = [anchor]
-        for place, reference in enumerate(references, start=1):
-            if reference.dim() == anchor.dim():
-                if reference.shape[0] != anchor.shape[0]:
-                    raise InputError(
-                        f"reference {place} holds {reference.shape[0]} images for "
-                        f"{anchor.shape[0]} anchors; expected as many of each"
-                    )
-                images.append(reference)
-            elif reference.dim() not in (2, 3):
-                raise InputError(
-                    f"reference {place} has shape {tuple(reference.shape)}; expected images with "
-                    f"{anchor.dim()} dimensions, like the anchors, or embeddings (N, D) or "
-                    "(N, M, D)"
-                )
-        encoded = iter(self.encode(images))
-        embeddings = [next(encoded)]
-        for place, reference in enumerate(references, start=1):
-            given = reference.dim() != anchor.dim()
-            embeddings.append(reference if given else next(encoded))
-            self._check_reference(place, embeddings[0], embeddings[-1])
-        return embeddings
-
-    @staticmethod
-    def _check_reference(place: int, anchor: Tensor, reference: Tensor) -> None:
-        rows, width = reference.shape[0], reference.shape[-1]
-        if width != anchor.shape[-1] or rows not in (1, anchor.shape[0]):
-            raise InputError(
-                f"reference {place} has embeddings of shape {tuple(reference.shape)}, the anchors "
-                f"of shape {tuple(anchor.shape)}; expected equal widths and as many rows (or one)"
-            )
-
-    def _value(self, anchor: Tensor, references: list[Tensor], *labels: Tensor) -> Tensor:
-        if not any(reference.dim() == 3 for reference in references):
-            return self.directed(self.tuple_loss(anchor, *references, *labels))
-        per_tuple = self.tuple_loss(
-            anchor[:, None], *(r if r.dim() == 3 else r[:, None] for r in references), *labels
-        )
-        return self.directed(mean_of_nonzero(per_tuple))
-
-
-def mean_of_nonzero(losses: Tensor) -> Tensor:
-    """Mean over the tuples whose loss is not zero: the only ones that carry a gradient.
-
-    Args:
-        losses: Shape (N, M), M tuples of each anchor.
-
-    Returns:
-        Shape (N,); zero where all M losses are zero.
-
-    Example::
-
-        >>> import torch
-        >>> mean_of_nonzero(torch.tensor([[0.0, 2.0, 4.0], [0.0, 0.0, 0.0]]))
-        tensor([3., 0.])
-    """
-    return losses.sum(1) / (losses != 0).sum(1).clamp(min=1)
+_REFERENCES_AT_ONCE = 32
 
 
 class TripletForward(MetricForward):
@@ -297,9 +191,9 @@ class PairForward(MetricForward):
 
 def _checked_same(same: Tensor) -> Tensor:
     if same.dtype is not torch.bool and not ((same == 0) | (same == 1)).all():
-        found = same.unique()[:5].tolist()
+        values = same.unique()[:5].tolist()
         raise InputError(
-            f"same holds {found}; expected True and False, or 1 and 0: for the classes "
+            f"same holds {values}; expected True and False, or 1 and 0: for the classes "
             "themselves pass first_labels == second_labels"
         )
     return same.bool()
@@ -365,3 +259,121 @@ class QuadrupletForward(MetricForward):
         """
         first, *references = self.embed(anchor, (positive, negative, second_negative))
         return self._value(first, references)
+
+
+class SimilarityForward(EncoderForward):
+    r"""How near each image is to given references, less how near it is to given foils.
+
+    A score, so ``explains`` is ``"match"``. With :math:`\hat e` an embedding of length one,
+
+    .. math::
+        s(x) = \hat e(x) \cdot \mathrm{mean}_r\, \hat e_r
+             - \hat e(x) \cdot \mathrm{mean}_f\, \hat e_f
+
+    which is the mean cosine similarity to the references less that to the foils. Of another
+    distance, :math:`s(x) = d(e(x), \mathrm{mean}_f\, e_f) - d(e(x), \mathrm{mean}_r\, e_r)`.
+
+    References given as images are encoded once, here, without a graph and in evaluation mode. A
+    network that is trained further afterwards is noticed, and refused.
+
+    Args:
+        encoder: Maps inputs (N, ...) to embeddings (N, D).
+        references: Images (R, ...) of four dimensions or more, or embeddings (R, D); or
+            embeddings (N, R, D), a set of its own for each image of a call.
+        foils: As the references, which they are weighed against; or None.
+        distance: ``"cosine"``, or another as in :class:`MetricForward`.
+
+    Raises:
+        InputError: References or foils are not of these shapes; unknown distance.
+
+    Source: the similarity as the score of Grad-CAM: Chen et al., WACV 2020, section 2; foils:
+        Williford et al., Explainable Face Recognition, ECCV 2020, section 3.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from captum_embed import SimilarityForward
+        >>> encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> reference, foils = torch.rand(1, 3, 8, 8), torch.rand(5, 4)  # foils: embeddings
+        >>> SimilarityForward(encoder, reference, foils)(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2])
+    """
+
+    reference: Tensor
+    foil: Tensor | None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        references: Tensor,
+        foils: Tensor | None = None,
+        distance: Distance = "cosine",
+    ) -> None:
+        super().__init__(encoder, "match")
+        distance_function(distance)
+        self.distance = distance
+        foil = None if foils is None else self._mean("foils", foils)
+        self.register_buffer("reference", self._mean("references", references), persistent=False)
+        self.register_buffer("foil", foil, persistent=False)
+        given = (one for one in (references, foils) if one is not None)
+        self._encoded_with = self._versions() if any(one.dim() > 3 for one in given) else {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """One score per image.
+
+        Args:
+            images: Shape (N, ...).
+
+        Returns:
+            Shape (N,).
+
+        Raises:
+            InputError: The encoder was trained further since the references were encoded; or
+                there is a set of references for each of another number of images.
+        """
+        versions = self._versions()
+        if any(
+            versions.get(key, version) != version for key, version in self._encoded_with.items()
+        ):
+            raise InputError(
+                "the encoder's parameters have changed since the references were encoded; make a "
+                "new SimilarityForward"
+            )
+        embeddings = self.encode([images])[0]
+        score = self._similarity(embeddings, self.reference)
+        return score if self.foil is None else score - self._similarity(embeddings, self.foil)
+
+    def _similarity(self, embeddings: Tensor, target: Tensor) -> Tensor:
+        if target.shape[0] not in (1, len(embeddings)) or target.shape[1] != embeddings.shape[1]:
+            raise InputError(
+                f"references or foils have a mean of shape {tuple(target.shape)}, the images "
+                f"embeddings of shape {tuple(embeddings.shape)}; expected equal widths, and one "
+                "set for all images or one for each"
+            )
+        target = target.to(embeddings.device)
+        if self.distance == "cosine":
+            return (F.normalize(embeddings) * target).sum(1)
+        return -distance_function(self.distance)(embeddings, target)
+
+    def _mean(self, name: str, given: Tensor) -> Tensor:
+        if not isinstance(given, Tensor) or given.dim() < 2 or 0 in given.shape:
+            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise InputError(
+                f"{name} are {shape}; expected images (R, ...), or embeddings (R, D) or (N, R, D)"
+            )
+        embeddings = given.detach() if given.dim() <= 3 else self._encoded(given)
+        if self.distance == "cosine":
+            embeddings = F.normalize(embeddings, dim=-1)
+        mean = embeddings.mean(-2)
+        return mean if mean.dim() == 2 else mean[None]
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        device = next(self.encoder.parameters(), images).device
+        with evaluation_mode(self.encoder), torch.no_grad():
+            parts = images.to(device).split(_REFERENCES_AT_ONCE)
+            return torch.cat([embedding_vectors(self.encoder(part)) for part in parts])
+
+    def _versions(self) -> dict[int, int]:
+        # A parameter's version counts its changes in place, as optimizers make them.
+        return {id(one): one._version for one in self.encoder.parameters()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_embed.errors import InputError
 from captum_embed.visualization import Normalization, Sign, visualize_maps, visualize_neighbors
-from captum_embed.weight_bank.neighbors import Neighbors
+from captum_embed.weight_bank.queries import Neighbors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

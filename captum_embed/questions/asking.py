@@ -15,7 +15,7 @@ from captum_embed.questions.answers import Answer, Borrowed
 from captum_embed.questions.explainer import Explainer, Settings, Turned
 from captum_embed.visualization import Picture, Sign
 from captum_embed.weight_bank import WeightBank
-from captum_embed.weight_bank.neighbors import Neighbors
+from captum_embed.weight_bank.queries import Neighbors
 
 
 def why_alike(

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from captum_embed import recipes
 from captum_embed.encoder_forward import Distance, EncoderForward, embedding_vectors
+from captum_embed.encoders import require_evaluation_mode
 from captum_embed.errors import InputError
-from captum_embed.evaluation_mode import require_evaluation_mode
 from captum_embed.grad_cam import EmbeddingLayerGradCam
 from captum_embed.layouts import Layout
+from captum_embed.metric_forwards import SimilarityForward
 from captum_embed.questions.answers import Answer
 from captum_embed.recipes import Recipe
-from captum_embed.similarity_forward import SimilarityForward
 from captum_embed.visualization import Normalization, Picture, Sign, picture
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

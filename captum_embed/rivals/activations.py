@@ -13,12 +13,12 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_embed.errors import LayerError
-from captum_embed.input_executions import executions_of_inputs
+from captum_embed.input_executions import checked_inputs, executions_of_inputs
 from captum_embed.layer_executions import (
     LayerExecution,
     Maps,
-    checked_inputs,
     packed,
+    require_finite,
     run_layer,
 )
 from captum_embed.layouts import LayerLayout, require_layout
@@ -130,16 +130,6 @@ class ActivationMap(LayerMap):
                 return F.relu(map_) if relu_attributions else map_
 
             return packed(each, each, map_of)
-
-
-def require_finite(what: str, layer: nn.Module, tensors: Sequence[Sequence[Tensor]]) -> None:
-    """Raises LayerError where a tensor of an execution holds NaN or infinite values."""
-    if all(bool(torch.isfinite(tensor).all()) for each in tensors for tensor in each):
-        return
-    raise LayerError(
-        f"the {what} of the layer ({type(layer).__name__}) hold NaN or infinite values; look for "
-        "them in the inputs, the network's parameters, and the forward function"
-    )
 
 
 def require_positions(activations: Tensor) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from captum_embed.metric_forwards import SimilarityForward
 from captum_embed.rivals.of_any_method import OfAnyMethod
-from captum_embed.similarity_forward import SimilarityForward
 
 
 class COCOA(OfAnyMethod):

@@ -12,16 +12,15 @@ from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_embed.input_executions import executions_of_inputs
+from captum_embed.input_executions import checked_inputs, run_inputs
 from captum_embed.layer_executions import (
     Maps,
-    checked_inputs,
     layer_gradients,
     packed,
-    run_layer,
+    require_finite,
 )
 from captum_embed.layouts import require_gradient_of_places
-from captum_embed.rivals.activations import LayerMap, require_finite
+from captum_embed.rivals.activations import LayerMap
 
 
 class EmbeddingLayerCAM(LayerMap, GradientAttribution):
@@ -124,7 +123,7 @@ class EmbeddingLayerCAM(LayerMap, GradientAttribution):
         images = checked_inputs(inputs)
         arguments = _format_additional_forward_args(additional_forward_args)
         with torch.enable_grad():
-            output, executions = run_layer(
+            output, executions = run_inputs(
                 self.forward_func,
                 self.layer,
                 images,
@@ -133,19 +132,16 @@ class EmbeddingLayerCAM(LayerMap, GradientAttribution):
                 device_ids=self.device_ids,
                 attribute_to_layer_input=attribute_to_layer_input,
             )
-            executions = executions_of_inputs(
-                executions, self.forward_func, self.layer, images, arguments
-            )
-            found = layer_gradients(output, executions, grad_kwargs)
+            of_executions = layer_gradients(output, executions, grad_kwargs)
         activations = [
             [each.detach() for each in tensors] for tensors in self.places(executions, images)
         ]
         gradients = [
             [self.layout.channels_first(each.detach(), image) for each in tensors]
-            for tensors, image in zip(found, images, strict=True)
+            for tensors, image in zip(of_executions, images, strict=True)
         ]
         require_finite("gradients", self.layer, gradients)
-        for of_all, of_places in zip(found, gradients, strict=True):
+        for of_all, of_places in zip(of_executions, gradients, strict=True):
             require_gradient_of_places(of_all, of_places, self.layer, self.forward_func)
 
         def map_of(gradient: Tensor, activation: Tensor) -> Tensor:

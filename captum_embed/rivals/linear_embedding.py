@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_embed.embeddings import embedding_of
+from captum_embed.encoders import embedding_of
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import run_layer
 from captum_embed.layouts import CHANNELS_FIRST, LayerLayout

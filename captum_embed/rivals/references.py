@@ -8,7 +8,7 @@ from typing import Any, Literal
 from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
-from captum_embed.embeddings import embedding_of
+from captum_embed.encoders import embedding_of
 from captum_embed.errors import InputError
 from captum_embed.layer_executions import run_layer
 

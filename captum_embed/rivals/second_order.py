@@ -282,8 +282,8 @@ class _Path:
         self._require_complete(vectors.sum((1, 2)), axes @ self.change, axes)
         return vectors
 
-    def _require_complete(self, found: Tensor, expected: Tensor, axes: Tensor) -> None:
-        error = (found - expected).norm()
+    def _require_complete(self, shares: Tensor, expected: Tensor, axes: Tensor) -> None:
+        error = (shares - expected).norm()
         size = self.change.norm() * axes.norm(dim=1).max()
         if not bool(error <= _TOLERANCE * size):
             raise InputError(

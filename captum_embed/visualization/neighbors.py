@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_embed.errors import InputError
 from captum_embed.visualization.pictures import Normalization, Picture, picture
 from captum_embed.visualization.signed_maps import figure_and_axes, show, signed_overlay
-from captum_embed.weight_bank.neighbors import Neighbors
+from captum_embed.weight_bank.queries import Neighbors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def visualize_neighbors(
     Example::
 
         >>> import torch
-        >>> from captum_embed.weight_bank.neighbors import Neighbors
+        >>> from captum_embed.weight_bank.queries import Neighbors
         >>> distances, indices = torch.tensor([[0.1, 0.4]]), torch.tensor([[2, 0]])
         >>> neighbors = Neighbors([["c", "a"]], torch.tensor([[1, 0]]), distances, indices)
         >>> figure, axes = visualize_neighbors(neighbors, torch.rand(3, 3, 8, 8))

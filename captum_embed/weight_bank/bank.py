@@ -1,4 +1,4 @@
-"""Grad-weights of training images, found by embedding: the second step of the paper's method."""
+"""The weight bank: grad-weights of training images, looked up by their embeddings."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from captum_embed.encoders import version_of
 from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank.entries import (
     Entries,
     StackedRows,
     checked_entries,
-    converted_entries,
-    joined_entries,
     require_finite,
-    version_of,
 )
 from captum_embed.weight_bank.search import RowFacts, nearest_rows, require_queries, row_facts
-from captum_embed.weight_bank.selection import allowed_entries, selected_entries
+from captum_embed.weight_bank.selection import (
+    allowed_entries,
+    converted_entries,
+    joined_entries,
+    selected_entries,
+)
 from captum_embed.weight_bank.storage import read_bank, write_bank
 
 
@@ -34,7 +37,7 @@ class WeightBank:
 
     Args:
         embeddings: Shape (B, D), finite; kept detached, not copied.
-        weights: Grad-weights of the same images, shape (B, C), finite; kept likewise.
+        weights: Grad-weights of the same images, (B, C), finite; kept likewise.
         labels: Classes of the images, integers, shape (B,).
         keys: Names of the images: B distinct strings, such as their paths.
         metadata: Facts about the bank, strings by name. ``"layer"`` (its dotted name in the
@@ -173,17 +176,16 @@ class WeightBank:
         Args:
             queries: Embeddings (Q, D), on any device.
             k: Number of neighbours, 1 to the number of entries that are not excluded.
-            exclude: Keys (strings) or labels (integers) of entries that may not be found, such
+            exclude: Keys (strings) or labels (integers) of entries that are left out, such
                 as the query's own image.
 
         Returns:
             Euclidean distances (Q, k), ascending, and entry indices (Q, k), int64, on the
-            queries' device. Equal distances are ordered by index. (FAISS ``IndexFlatL2``, for
-            comparison, returns squared distances.)
+            queries' device. Equal distances are ordered by index.
 
         Raises:
-            InputError: Queries are not a finite (Q, D) matrix, k is out of range, or there is
-                no entry of a key or label to exclude.
+            InputError: Queries are not a finite (Q, D) matrix, k is out of range, or a key or
+                label to exclude is of no entry.
             BankMismatchError: Queries are of another width than the bank's embeddings.
             BankFileError: An embedding in the bank became NaN or infinite.
 
@@ -226,8 +228,8 @@ class WeightBank:
 
         Args:
             queries: Embeddings (Q, D), on any device.
-            k: Number of neighbours, as in :meth:`search`.
-            exclude: Keys or labels of entries to borrow nothing from, as in :meth:`search`.
+            k: As in :meth:`search`.
+            exclude: As in :meth:`search`.
 
         Returns:
             Shape (Q, C), in single precision or better, on the queries' device.
@@ -290,17 +292,12 @@ class WeightBank:
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> WeightBank:
-        """A bank with the same entries on another device or in another precision.
-
-        As with ``Tensor.to``, this bank stays as it is; what needs no change is shared.
+        """The same entries on another device or in another precision, as with ``Tensor.to``.
 
         Args:
             *target: A device, a floating-point dtype, or both.
             device: The device, by name.
             dtype: The dtype, by name.
-
-        Returns:
-            The other bank.
 
         Raises:
             InputError: The dtype is no floating-point type, or too narrow for the values:
@@ -324,8 +321,7 @@ class WeightBank:
     def concat(banks: Sequence[WeightBank], keys: Sequence[str] | None = None) -> WeightBank:
         """One bank with the entries of several, in order; nothing is copied.
 
-        Saved where one of them was loaded from, it adds files for the others' entries and
-        leaves those of the first as they are.
+        Saved where one of them was loaded from, it only adds files for the others' entries.
 
         Args:
             banks: At least one; of equal dimensions, dtypes, device, layer, direction, layout
@@ -357,8 +353,8 @@ class WeightBank:
     def save(self, path: str | os.PathLike[str], max_shard_size: int | str = "2GB") -> None:
         """Writes the bank as safetensors shards with a manifest, or replaces one, in one step.
 
-        A save that fails or is interrupted leaves nothing at ``path``, or the bank that was
-        there. A bank may be saved over the very files it is mapped from.
+        A save that fails leaves what was there before. A bank may be saved over the very files
+        it is mapped from.
 
         Args:
             path: Directory to write. An existing one must be empty or a weight bank.
@@ -386,8 +382,8 @@ class WeightBank:
 
         Args:
             path: Directory of the bank.
-            mmap: Leave embeddings and weights in the files, mapped into memory page by page as
-                they are used, so that banks larger than memory work; otherwise read them.
+            mmap: Leave embeddings and weights in the files, mapped into memory as they are
+                used, so that banks larger than memory work.
             verify: Compare SHA-256 checksums and look for NaN, which reads every byte once.
 
         Returns:

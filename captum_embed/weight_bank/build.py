@@ -15,16 +15,15 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from captum_embed.encoder_forward import evaluation_mode
+from captum_embed.encoder_forward import MetricForward, mean_of_nonzero
+from captum_embed.encoders import encoder_fingerprint, evaluation_mode
 from captum_embed.errors import InputError
 from captum_embed.layouts import Layout
-from captum_embed.metric_forwards import MetricForward, mean_of_nonzero
-from captum_embed.similarity_forward import SimilarityForward
+from captum_embed.metric_forwards import SimilarityForward
 from captum_embed.weight_bank.bank import WeightBank
-from captum_embed.weight_bank.class_sums import AllTuples
-from captum_embed.weight_bank.compatibility import encoder_fingerprint
 from captum_embed.weight_bank.encoder_runs import EncoderRuns
 from captum_embed.weight_bank.entries import checked_keys
+from captum_embed.weight_bank.files import library_versions
 from captum_embed.weight_bank.images import ImageSource
 from captum_embed.weight_bank.mining import (
     NUM_TUPLES,
@@ -43,7 +42,7 @@ from captum_embed.weight_bank.passes import (
     weigh_all,
     weigh_batches,
 )
-from captum_embed.weight_bank.storage import library_versions
+from captum_embed.weight_bank.tuples import AllTuples
 
 # Above this share of images without an entry there is a warning.
 _MANY_SKIPPED = 0.1

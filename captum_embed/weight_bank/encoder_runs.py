@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_embed.encoder_forward import embedding_vectors
+from captum_embed.encoders import embedding_vectors, unwrapped
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import LayerExecution, layer_gradients, layer_name, run_layer
 from captum_embed.layouts import Layout, channels_first, checked_layout, require_layout
-from captum_embed.weight_bank.compatibility import unwrapped
 from captum_embed.weight_bank.images import ImageBatch
 
 
@@ -50,7 +49,7 @@ class EncoderRuns:
         grid: As ``prefix_tokens``.
 
     Attributes:
-        prefix_tokens: As given or, once the encoder ran, as found; None where there are no tokens.
+        prefix_tokens: As given or, once the encoder ran, as counted; None of layers without tokens.
 
     Raises:
         LayerError: A layer is not in the encoder.
@@ -116,16 +115,16 @@ class EncoderRuns:
         Of a layer that returns several tensors, the channels are concatenated.
         """
         dtype = torch.promote_types(run.embeddings.dtype, torch.float32)
-        found = []
+        weights = []
         for gradients in layer_gradients(values, run.executions, {"materialize_grads": True}):
             places = [self._channels_first(gradient, run.image_size) for gradient in gradients]
             means = [
                 each.flatten(2).mean(2, dtype=dtype) if each.dim() > 2 else each.to(dtype)
                 for each in places
             ]
-            found.append(torch.cat(means, dim=1))
-            self._require_finite("the grad-weights", found[-1], run.batch)
-        return found
+            weights.append(torch.cat(means, dim=1))
+            self._require_finite("the grad-weights", weights[-1], run.batch)
+        return weights
 
     def require_influence(self, run: EncoderRun) -> None:
         """Refuses a layer that the embeddings do not depend on, given a run with gradients."""
@@ -147,7 +146,7 @@ class EncoderRuns:
         self, function: Callable[..., Any], inputs: tuple[Tensor, ...], extra: Any = None
     ) -> tuple[Any, list[LayerExecution]]:
         """One run, watched by every layer; the graph is cut at the one that runs first."""
-        found: dict[int, LayerExecution] = {}
+        execution_of: dict[int, LayerExecution] = {}
 
         def watched(position: int, *arguments: Any) -> Any:
             layer, name = self._layers[position], self.layer_names[position]
@@ -165,14 +164,14 @@ class EncoderRuns:
                     f"the layer '{name}' runs {len(executions)} times in one pass of the encoder; "
                     "a bank keeps the weights of one: choose a layer that runs once"
                 )
-            found[position] = executions[0]
+            execution_of[position] = executions[0]
             return output
 
         output = watched(0, *inputs, *(extra or ()))
-        return output, [found[position] for position in range(len(self._layers))]
+        return output, [execution_of[position] for position in range(len(self._layers))]
 
     def _prepared(self, batch: ImageBatch) -> ImageBatch:
-        """The batch on the device; before the first one, the lowest of several layers is found."""
+        """The batch on the device; the first one shows which of several layers is the lowest."""
         batch = batch.to(self.device)
         if self._lowest is not None:
             return batch

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from captum_embed.encoder_forward import MetricForward
 from captum_embed.errors import InputError
-from captum_embed.metric_forwards import MetricForward
-from captum_embed.weight_bank.class_sums import require_closed_form
-from captum_embed.weight_bank.hardest import Block, HardestTuples
+from captum_embed.weight_bank.tuples import Block, HardestTuples, require_closed_form
 
 PAIR = ("any",)
 TRIPLET = ("same", "different")
@@ -61,11 +60,8 @@ def mine_tuples(
         embeddings: Shape (B, D).
         labels: Shape (B,), int64; see :func:`require_minable`.
         num_tuples: Number of tuples M per anchor. One that has fewer gets all it has.
-        mining: ``"hardest"``, the tuples of largest loss, exactly, for every loss that grows
-            with the distance to a positive and shrinks with distances to and between negatives;
-            ``"random"``, tuples drawn uniformly, all different; or a callable
-            ``(anchor_index, embeddings, labels, num_tuples, generator)`` that returns reference
-            indices (M', R), M' <= M.
+        mining: ``"hardest"``, the tuples of largest loss, exactly; ``"random"``, tuples drawn
+            uniformly, all different; or a callable, see :func:`build_weight_bank`.
         seed: Of the draws. Each anchor has a generator of its own, so its tuples depend on
             nothing but the seed and its place in the data set.
         reference_pool: From how many images the references of the hardest tuples come, for all
@@ -94,9 +90,9 @@ def mine_tuples(
         torch.no_grad(),
         tqdm(total=len(labels), desc="mining tuples", unit="image", disable=not progress) as bar,
     ):
-        for anchors, found, real in blocks:
-            references[anchors, : found.shape[1]] = found
-            exists[anchors, : found.shape[1]] = real
+        for anchors, mined, real in blocks:
+            references[anchors, : mined.shape[1]] = mined
+            exists[anchors, : mined.shape[1]] = real
             bar.update(len(anchors))
         everyone = torch.arange(len(labels), device=labels.device)
         for anchors in everyone.split(_ANCHORS_AT_ONCE):

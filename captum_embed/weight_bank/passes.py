@@ -88,7 +88,7 @@ def embed_all(
     runs: EncoderRuns, source: ImageSource, kept: KeptRuns, progress: bool
 ) -> tuple[Tensor, Tensor]:
     """Embeddings (B, D) and labels (B,) of a data set, in its order."""
-    found = []
+    parts = []
     with (
         torch.enable_grad(),
         tqdm(
@@ -97,11 +97,11 @@ def embed_all(
     ):
         for batch in source.batches():
             run = kept.run(runs, batch)
-            found.append((run.batch.indices, run.embeddings.detach(), run.batch.labels))
+            parts.append((run.batch.indices, run.embeddings.detach(), run.batch.labels))
             bar.update(len(run.embeddings))
-    if not found:
+    if not parts:
         raise InputError("dataset is empty; expected (image, label) pairs")
-    indices, embeddings, labels = (torch.cat(column) for column in zip(*found, strict=True))
+    indices, embeddings, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     order = indices.argsort()
     return embeddings[order], labels[order]
 

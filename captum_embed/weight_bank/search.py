@@ -104,7 +104,7 @@ def nearest_rows(
         rows: Shape (B, D), finite.
         k: Number of neighbours, 1 to the number of allowed rows.
         facts: :func:`row_facts` of the rows, if known.
-        allowed: Which rows may be found, (B,), bool. Default: all.
+        allowed: Which rows may be returned, (B,), bool. Default: all.
         chunk_numbers: Largest number of elements of one temporary.
 
     Returns:
@@ -121,7 +121,7 @@ def nearest_rows(
     facts = row_facts(rows, chunk_numbers=chunk_numbers) if facts is None else facts
     groups = _Groups.of(facts, allowed)
     active = None if groups is None else groups.active
-    found = []
+    nearest_of_chunks = []
     # Autocast would make the products less precise than their bound says.
     with torch.autocast(rows.device.type, enabled=False):
         for chunk in queries.split(max(1, min(_QUERIES_AT_ONCE, chunk_numbers))):
@@ -129,9 +129,9 @@ def nearest_rows(
             nearest = search.run(facts.norms, active)
             if groups is not None:
                 nearest = groups.members_of(*nearest, k, chunk_numbers)
-            found.append(nearest)
-    distances = torch.cat([squared for squared, _ in found]).sqrt()
-    return distances.to(rows.device), torch.cat([index for _, index in found]).to(rows.device)
+            nearest_of_chunks.append(nearest)
+    squared, indices = (torch.cat(parts) for parts in zip(*nearest_of_chunks, strict=True))
+    return squared.sqrt().to(rows.device), indices.to(rows.device)
 
 
 def _exact_device(rows: StackedRows) -> torch.device:
@@ -279,7 +279,7 @@ class _Search:
 
 
 class _Groups:
-    """Equal rows, of which one is searched for all; without those that may not be found."""
+    """Equal rows, of which one is searched for all; without those that are not allowed."""
 
     def __init__(self, equals: Tensor, allowed: Tensor | None) -> None:
         count = len(equals)
@@ -308,11 +308,11 @@ class _Groups:
     ) -> tuple[Tensor, Tensor]:
         """The k nearest rows (Q, k), given the row (Q, n) that stands for each near group."""
         at_once = max(1, chunk_numbers // (k * k))
-        found = [
+        members = [
             self._members_of(*few, k)
             for few in zip(squared.split(at_once), index.split(at_once), strict=True)
         ]
-        return torch.cat([near for near, _ in found]), torch.cat([index for _, index in found])
+        return torch.cat([near for near, _ in members]), torch.cat([row for _, row in members])
 
     def _members_of(self, squared: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
         group = self._equals[index]

@@ -18,25 +18,23 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
+from captum_embed.encoders import version_of
 from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank.entries import (
     Entries,
     SavedShard,
     StackedRows,
     checked_keys,
-    version_of,
 )
-from captum_embed.weight_bank.manifest import (
+from captum_embed.weight_bank.files import (
     MANIFEST_NAME,
     NETWORK_FACTS,
     Manifest,
+    decoded_keys,
     is_shard_name,
     library_versions,
     read_manifest,
     shard_name,
-)
-from captum_embed.weight_bank.shards import (
-    decoded_keys,
     shard_tensors,
     tensors_between,
     write_shard,
@@ -119,10 +117,10 @@ def read_bank(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> Entr
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def _entries(folder: Path, manifest: Manifest, *, mmap: bool, verify: bool) -> Entries:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from captum_embed import EmbeddingLayerGradCam, WeightBank, build_weight_bank
-from captum_embed.embeddings import embedding_of
+from captum_embed.encoders import embedding_of
 from captum_embed.errors import LayerError
 from captum_embed.families import place_of
 from captum_embed.recipes import EXPLAIN, LOCALIZE

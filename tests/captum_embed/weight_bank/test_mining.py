@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from captum_embed import PairForward, QuadrupletForward, TripletForward
 from captum_embed.errors import InputError
 from captum_embed.metric_forwards import MetricForward
-from captum_embed.weight_bank import hardest
+from captum_embed.weight_bank import tuples
 from captum_embed.weight_bank.mining import (
     MinedTuples,
     RandomTuples,
@@ -163,7 +163,7 @@ def check_hardest(forward: MetricForward, e: Tensor, labels: Tensor, count: int)
 def test_hardest_tuples_are_those_of_a_loop_over_all(
     forward: MetricForward, count: int, block_numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardest, "_BLOCK_NUMBERS", block_numbers)
+    monkeypatch.setattr(tuples, "_BLOCK_NUMBERS", block_numbers)
     generator = torch.Generator().manual_seed(count)
     e = torch.randn(11, 3, generator=generator, dtype=torch.float64) / 2
     labels = torch.tensor([4, 4, 7, 7, 9, 9, 9, 1, 1, 4, 7])

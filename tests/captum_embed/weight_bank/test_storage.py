@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-import captum_embed.weight_bank.shards as shards
+import captum_embed.weight_bank.files as bank_files
 import captum_embed.weight_bank.storage as storage
 from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank import WeightBank
@@ -238,7 +238,7 @@ def test_a_save_that_fails_leaves_nothing_new_and_what_was_there(
     if exists:
         earlier.save(path)
     files = sorted(path.glob("*"))
-    owner = {"replace": os, "_flush_to_disk": storage}.get(failing, shards)
+    owner = {"replace": os, "_flush_to_disk": storage}.get(failing, bank_files)
     real, calls = getattr(owner, failing), []
 
     def fail_at_the_second(*args: Any, **kwargs: Any) -> Any:
@@ -295,7 +295,7 @@ def dying_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for owner, name in (
         *((os, name) for name in ("replace", "link", "unlink", "mkdir", "rmdir", "fsync")),
-        (shards, "save_file"),
+        (bank_files, "save_file"),
     ):
         monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
 
@@ -378,14 +378,14 @@ def test_savers_in_threads_take_turns_and_one_that_fails_harms_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bank"
-    real = shards.save_file
+    real = bank_files.save_file
 
     def save_file(tensors: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> None:
         if len(tensors["embeddings"]) == 7:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, *args, **kwargs)
 
-    monkeypatch.setattr(shards, "save_file", save_file)
+    monkeypatch.setattr(bank_files, "save_file", save_file)
 
     def attempt(number: int) -> str:
         try:

@@ -1,4 +1,4 @@
-"""``manifest.json``: what a weight bank on disk holds, and the checksums to prove it."""
+"""The files of a weight bank: shards in safetensors, and the manifest with their checksums."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from captum_embed.errors import BankFileError
+from captum_embed.weight_bank.entries import DTYPES, Entries, Shard
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "captum_embed.weight_bank"
@@ -18,6 +24,8 @@ VERSION = 2
 
 # Of the metadata, what tells which network and layer the bank belongs to.
 NETWORK_FACTS = ("layer", "encoder_fingerprint", "explains", "layout")
+
+_DTYPE_NAMES = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 
 _SHARD_NAME = re.compile(r"bank-[0-9a-f]{16}\.safetensors")
 # Version 1 counted its shards, and all its banks explain the loss.
@@ -38,16 +46,6 @@ def shard_name(sha256: str) -> str:
 def is_shard_name(name: str) -> bool:
     """Whether a bank names shards like this; a path is never such a name."""
     return any(pattern.fullmatch(name) for pattern in (_SHARD_NAME, _NUMBERED_SHARD_NAME))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One safetensors file: its plain name, entries, bytes and checksum."""
-
-    file: str
-    num_entries: int
-    num_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -188,3 +186,101 @@ def _is_text(value: Any) -> TypeGuard[str]:
 
 def _is_text_mapping(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def tensors_between(entries: Entries, start: int, stop: int) -> dict[str, Tensor]:
+    """What a shard of entries ``start`` to ``stop`` (exclusive) holds, by name, on the CPU."""
+    tensors = {
+        # Copied where need be: safetensors refuses tensors that share memory.
+        "embeddings": entries.embeddings.between(start, stop).cpu().contiguous(),
+        "weights": entries.weights.between(start, stop).cpu().contiguous(),
+    }
+    storages = [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
+    if storages[0] == storages[1]:
+        tensors["weights"] = tensors["weights"].clone()
+    if entries.labels is not None:
+        tensors["labels"] = entries.labels[start:stop].cpu().clone()
+    if entries.keys is not None:
+        encoded = [key.encode() for key in entries.keys[start:stop]]
+        tensors["keys"] = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8)
+        tensors["key_ends"] = torch.tensor([len(key) for key in encoded]).cumsum(0)
+    return tensors
+
+
+def write_shard(folder: Path, tensors: dict[str, Tensor]) -> Shard:
+    """Writes a shard into the folder, under the name of its content."""
+    path = folder / "shard"
+    save_file(tensors, path, metadata={"format": "pt"})
+    digest = _sha256(path)
+    named = path.replace(folder / shard_name(digest))
+    return Shard(named.name, len(tensors["embeddings"]), named.stat().st_size, digest)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _require_intact(path: Path, shard: Shard, verify: bool) -> None:
+    size = path.stat().st_size
+    if size != shard.num_bytes:
+        wrong = "is truncated" if size < shard.num_bytes else "was altered"
+        raise BankFileError(f"{path} {wrong}: it has {size} bytes of {shard.num_bytes}")
+    if verify and _sha256(path) != shard.sha256:
+        raise BankFileError(
+            f"{path} was altered: its SHA-256 differs from the manifest's; copy or save it again"
+        )
+
+
+def shard_tensors(path: Path, shard: Shard, manifest: Manifest, verify: bool) -> dict[str, Tensor]:
+    """Tensors of a shard by name, mapped from the file.
+
+    Raises:
+        BankFileError: The file is missing, truncated, altered, or holds something else.
+    """
+    try:
+        _require_intact(path, shard, verify)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise BankFileError(f"{path} is missing, and the bank's manifest lists it") from None
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch opens it again, to map it.
+        raise BankFileError(f"{path} is not a readable safetensors file: {error}") from error
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "embeddings": ((shard.num_entries, manifest.embedding_dim), manifest.embedding_dtype),
+        "weights": ((shard.num_entries, manifest.num_channels), manifest.weight_dtype),
+    }
+    if manifest.has_labels:
+        expected["labels"] = (shard.num_entries,), "int64"
+    if manifest.has_keys:
+        expected["key_ends"] = (shard.num_entries,), "int64"
+        expected["keys"] = tuple(tensors["keys"].shape) if "keys" in tensors else (0,), "uint8"
+    held = {
+        name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in tensors.items()
+    }
+    if held != expected:
+        raise BankFileError(f"{path} holds {held}, and by the manifest it should be {expected}")
+    for name in (manifest.embedding_dtype, manifest.weight_dtype):
+        if name not in _DTYPE_NAMES:
+            raise BankFileError(f"{path} holds {name}; expected one of {_DTYPE_NAMES}")
+    return tensors
+
+
+def decoded_keys(path: Path, joined: Tensor, ends: Tensor) -> list[str]:
+    """Keys of a shard, from their joined UTF-8 bytes and where each ends.
+
+    Raises:
+        BankFileError: They do not add up, or are not text.
+    """
+    stops = ends.tolist()
+    if stops != sorted(stops) or stops[0] < 0 or stops[-1] != len(joined):
+        raise BankFileError(f"{path} was altered: its keys do not add up")
+    text = joined.numpy().tobytes()
+    try:
+        return [text[i:j].decode() for i, j in zip([0, *stops[:-1]], stops, strict=True)]
+    except UnicodeDecodeError as error:
+        raise BankFileError(f"{path} was altered: a key is not text ({error})") from error

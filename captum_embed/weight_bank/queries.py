@@ -1,27 +1,25 @@
-"""Whether a weight bank belongs to the network, layer and queries it is used with."""
+"""A bank and its queries: whether they fit, and the entries from which each query borrows."""
 
 from __future__ import annotations
 
-import hashlib
-import threading
 import warnings
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from captum_embed.errors import BankMismatchError, InputError
+from captum_embed.encoders import known_fingerprint, unwrapped
+from captum_embed.errors import BankMismatchError, LayerError
 from captum_embed.layer_executions import layer_name
 from captum_embed.weight_bank.bank import WeightBank
-from captum_embed.weight_bank.entries import version_of
 
-_known_fingerprints: WeakKeyDictionary[nn.Module, tuple[Hashable, str]] = WeakKeyDictionary()
-_lock = threading.Lock()
-# Numbers per tensor that are looked at to tell whether a network has changed.
-_SAMPLE = 16
+# A query this many times farther from the bank than its entries are from each other is not of
+# their kind.
+_FAR = 10
+_SPACING_SAMPLE = 256
+# For each bank the distance that is far, or infinity once it has been warned of.
+_far_from: WeakKeyDictionary[WeightBank, float] = WeakKeyDictionary()
 
 
 def require_compatible(
@@ -29,7 +27,6 @@ def require_compatible(
     forward_func: Callable[..., Any],
     encoder: Any,
     layer: nn.Module,
-    *,
     layout: str = "channels_first",
     prefix_tokens: int | None = None,
 ) -> None:
@@ -89,7 +86,7 @@ def _require_network(bank: WeightBank, encoder: nn.Module, layer: nn.Module) -> 
             f"'{chosen}'; give that layer, or build a bank for this one"
         )
     fingerprint = bank.metadata.get("encoder_fingerprint")
-    if fingerprint is not None and fingerprint != _known_fingerprint(encoder):
+    if fingerprint is not None and fingerprint != known_fingerprint(encoder):
         warnings.warn(
             "the weight bank was built with other weights than this encoder has: its "
             "embeddings are not comparable with the queries' if the network was trained "
@@ -98,18 +95,32 @@ def _require_network(bank: WeightBank, encoder: nn.Module, layer: nn.Module) -> 
         )
 
 
-def require_fit(bank: WeightBank, embeddings: Any, channels: int, batch: int) -> None:
+def require_fit(
+    bank: WeightBank,
+    embeddings: Any,
+    batch: int,
+    activations: Sequence[Tensor] | None = None,
+    named: str = "",
+) -> None:
     """Refuses embeddings or activations of other dimensions than the bank's.
 
     Args:
         bank: The weight bank, embeddings (B, D), weights (B, C).
         embeddings: What the embedding function returned for the queries; expected (Q, D).
-        channels: Number of channels of the layer; expected C.
         batch: Number of queries Q.
+        activations: The layer's tensors (Q, C_i, ...), their C_i together C; or None.
+        named: Name of the layer, for the message.
 
     Raises:
-        BankMismatchError: Either differs; it says which, what was given and what to do.
+        BankMismatchError: Widths differ; it says which, what was given and what to do.
+        LayerError: The layer has another number of rows than there are queries.
     """
+    rows = {len(tensor) for tensor in activations or ()}
+    if activations is not None and rows != {batch}:
+        raise LayerError(
+            f"the layer{named} puts out {sorted(rows)} rows for {batch} queries: which weights are "
+            "theirs is unknown; choose a layer with one row per query"
+        )
     shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else None
     if shape != (batch, bank.embedding_dim):
         given = f"shape {shape}" if shape else type(embeddings).__name__
@@ -118,7 +129,8 @@ def require_fit(bank: WeightBank, embeddings: Any, channels: int, batch: int) ->
             f"holds embeddings of {bank.embedding_dim} numbers; expected "
             f"({batch}, {bank.embedding_dim}): use the network that the bank was built with"
         )
-    if channels != bank.num_channels:
+    channels = sum(tensor.shape[1] for tensor in activations or ())
+    if activations is not None and channels != bank.num_channels:
         built_for = f" ('{bank.metadata['layer']}')" if "layer" in bank.metadata else ""
         raise BankMismatchError(
             f"the layer has {channels} channels, and the weight bank holds weights of "
@@ -126,82 +138,79 @@ def require_fit(bank: WeightBank, embeddings: Any, channels: int, batch: int) ->
         )
 
 
-def encoder_fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of a module's state dict.
-
-    Networks of equal weights have equal fingerprints, on whatever device they are; wrappers
-    (``DataParallel``, ``DistributedDataParallel``, ``torch.compile``) make no difference.
+class Neighbors(NamedTuple):
+    """The bank entries from which queries borrow, nearest first.
 
     Args:
-        module: Network whose parameters and buffers are initialised.
+        keys: Names of the entries, for each query k; None where the bank has none.
+        labels: Their classes, (N, k); None where the bank has none.
+        distances: Euclidean distances of the embeddings, (N, k).
+        indices: Their places in the bank, (N, k).
+    """
+
+    keys: list[list[str]] | None
+    labels: Tensor | None
+    distances: Tensor
+    indices: Tensor
+
+
+def nearest_entries(
+    bank: WeightBank, embeddings: Tensor, k: int, exclude: Collection[Any] | None = None
+) -> Neighbors:
+    """The k entries nearest to each query; warns, once for a bank, of queries far from all.
+
+    Far is ten times the largest distance between an entry (of a sample of 256) and the one
+    nearest to it.
+
+    Args:
+        bank: The weight bank.
+        embeddings: Queries (N, D).
+        k: Number of neighbours.
+        exclude: Keys or labels of entries that are left out.
 
     Returns:
-        64 hexadecimal digits.
+        Keys, labels, distances and indices of the entries.
 
     Raises:
-        InputError: A lazy parameter has no value yet.
+        InputError: As :meth:`WeightBank.search`.
+        BankMismatchError: As :meth:`WeightBank.search`.
 
     Example::
 
-        >>> from torch import nn
-        >>> layer = nn.Linear(2, 3)
-        >>> fingerprint = encoder_fingerprint(layer)
-        >>> _ = nn.init.zeros_(layer.weight)
-        >>> len(fingerprint), encoder_fingerprint(layer) == fingerprint
-        (64, False)
+        >>> import torch
+        >>> bank = WeightBank(torch.eye(3), torch.rand(3, 5), keys=["a", "b", "c"])
+        >>> nearest_entries(bank, torch.tensor([[0.0, 2.0, 0.0]]), 1).keys
+        [['b']]
     """
-    digest = hashlib.sha256()
-    for name, value in _state(module):
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(_bytes(value.detach().reshape(-1)))
-    return digest.hexdigest()
-
-
-def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
-    # A module's extra state is of any type; weights are tensors.
-    state = [
-        (name, value)
-        for name, value in sorted(unwrapped(module).state_dict().items())
-        if isinstance(value, Tensor)
-    ]
-    for name, value in state:
-        if is_lazy(value):
-            raise InputError(
-                f"parameter '{name}' is not initialised; run the network once before taking its "
-                "fingerprint"
-            )
-    return state
-
-
-def _bytes(flat: Tensor) -> bytes | memoryview:
-    return flat.cpu().contiguous().view(torch.uint8).numpy().data
-
-
-def _known_fingerprint(module: nn.Module) -> str:
-    """The fingerprint, computed once per network and again when its weights have changed."""
-    network = unwrapped(module)
-    state = _state(network)
-    # Changes through ``.data`` do not count as a version: a sample of the values shows them.
-    version = tuple(
-        (name, value.data_ptr(), value.dtype, value.shape, version_of(value))
-        for name, value in state
+    settings = {} if exclude is None else {"exclude": exclude}
+    distances, indices = bank.search(embeddings, k, **settings)
+    _warn_if_far(bank, float(distances[:, 0].max()))
+    keys, labels, places = bank.keys, bank.labels, indices.tolist()
+    return Neighbors(
+        None if keys is None else [[keys[place] for place in row] for row in places],
+        None if labels is None else labels[indices.to(labels.device)],
+        distances,
+        indices,
     )
-    sample = b"".join(
-        _bytes(value.detach().flatten()[:: max(1, value.numel() // _SAMPLE)]) for _, value in state
-    )
-    key = version, sample
-    with _lock:
-        known = _known_fingerprints.get(network)
-    if known is None or known[0] != key:
-        known = key, encoder_fingerprint(network)
-        with _lock:
-            _known_fingerprints[network] = known
-    return known[1]
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
-    inner = getattr(module, "_orig_mod", None)
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        inner = module.module
-    return unwrapped(inner) if isinstance(inner, nn.Module) else module
+def _warn_if_far(bank: WeightBank, distance: float) -> None:
+    far = _far_from.get(bank)
+    if far is None:
+        far = _far_from[bank] = _FAR * _spacing(bank)
+    if distance > far:
+        _far_from[bank] = float("inf")
+        warnings.warn(
+            f"a query is {distance:.3g} from its nearest bank entry, and the bank's entries at "
+            f"most {far / _FAR:.3g} from theirs: the borrowed weights say little about it; are its "
+            "images scaled and normalised as the bank's were?",
+            stacklevel=2,
+        )
+
+
+def _spacing(bank: WeightBank) -> float:
+    """Largest distance from an entry to the nearest other; infinite where none differ."""
+    if len(bank) < 2:
+        return float("inf")
+    step = -(-len(bank) // _SPACING_SAMPLE)
+    return float(bank.search(bank.embeddings[::step], 2)[0][:, 1].max()) or float("inf")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from captum_embed import encoders
 from captum_embed.errors import BankMismatchError, InputError
-from captum_embed.weight_bank import WeightBank, compatibility, encoder_fingerprint
-from captum_embed.weight_bank.compatibility import require_compatible
+from captum_embed.weight_bank import WeightBank, encoder_fingerprint
+from captum_embed.weight_bank.queries import require_compatible
 
 
 def network() -> nn.Sequential:
@@ -146,7 +147,7 @@ def test_the_fingerprint_is_computed_once_per_network_and_again_when_it_changes(
     bank = bank_with(encoder_fingerprint=encoder_fingerprint(model))
     real = encoder_fingerprint
     monkeypatch.setattr(
-        compatibility, "encoder_fingerprint", lambda module: computed.append(1) or real(module)
+        encoders, "encoder_fingerprint", lambda module: computed.append(1) or real(module)
     )
 
     def check(other: nn.Module = model) -> int:
@@ -181,7 +182,7 @@ def test_threads_agree_on_a_fingerprint_and_no_network_is_kept_alive() -> None:
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
         warnings.simplefilter("error")
         list(pool.map(require_compatible, *[[each] * 40 for each in arguments]))
-    known = compatibility._known_fingerprints
+    known = encoders._known_fingerprints
     assert model in known
     count = len(known)
     del model, arguments

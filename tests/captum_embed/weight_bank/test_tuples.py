@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from captum_embed import PairForward, QuadrupletForward, TripletForward
 from captum_embed.errors import InputError
 from captum_embed.metric_forwards import MetricForward
-from captum_embed.weight_bank.class_sums import AllTuples
+from captum_embed.weight_bank.tuples import AllTuples
 
 IDENTITY = nn.Identity()
 
