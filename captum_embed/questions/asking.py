@@ -257,7 +257,7 @@ def whose_weights(
     image = ask.prepared(query)
     grad_cam = ask.grad_cam(TripletForward(encoder), weight_bank=weight_bank)
     chosen: dict[str, Any] = {"num_neighbors": num_neighbors, "exclude": exclude}
-    borrowed = cast(Tensor, grad_cam.attribute(image, **chosen))
+    borrowed = grad_cam.attribute(image, **chosen)
     neighbors = cast(Neighbors, grad_cam.neighbors(image, **chosen))
     return Borrowed(image, borrowed, neighbors, pictures, ask.normalization)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -197,7 +197,7 @@ class Explainer:
 
     def map_of(self, forward: EncoderForward, image: Tensor) -> Tensor:
         """The signed map of one image."""
-        return cast(Tensor, self.grad_cam(forward).attribute(image))
+        return self.grad_cam(forward).attribute(image)
 
     def score_of(self, forward: EncoderForward, image: Tensor) -> float:
         """What the map of one image explains."""
