@@ -77,7 +77,6 @@ class ShortcutSettings:
     margin: float = setting("of the triplet loss in training", default=0.2, parse=float)
     learning_rate: float = setting("of AdamW, last blocks", default=1e-4, parse=float)
     head_learning_rate: float = setting("the same, of the head", default=1e-3, parse=float)
-    num_tuples: int = setting("triplets per image in the bank", default=50, parse=positive_int)
     num_neighbors: int = setting("bank entries averaged", default=10, parse=positive_int)
     figure_rows: int = setting(
         "queries in the figure", default=4, parse=positive_int, changes_results=False
@@ -239,20 +238,20 @@ def _errors(study: Study, model: str, name: str) -> AttributedErrors:
 
 
 def _retrieval(study: Study, model: str, errors: AttributedErrors) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    retrieval: dict[str, Any] = {
         "test": errors.as_json(),
         "unseen": _errors(study, model, "unseen").as_json(),
     }
     if model in TRAINING_SETS:
         name = TRAINING_SETS[model]
         queries, gallery = study.sets[f"{name}_held_out"], study.sets[name]
-        found["held_out_recall_at_1"] = held_out_recall(
+        retrieval["held_out_recall_at_1"] = held_out_recall(
             study.embed(model, f"{name}_held_out"),
             queries.labels,
             study.embed(model, name),
             gallery.labels,
         )
-    return found
+    return retrieval
 
 
 @torch.no_grad()
@@ -266,12 +265,12 @@ def embed_swaps(study: Study, settings: ShortcutSettings) -> dict[str, Tensor]:
         leave=False,
         disable=not settings.progress,
     )
-    found: dict[str, list[Tensor]] = {name: [] for name in study.tails}
+    embeddings: dict[str, list[Tensor]] = {name: [] for name in study.tails}
     for pixels in composites:
         activations = run_in_batches(study.trunk, pixels)
         for name, tail in study.tails.items():
-            found[name].append(tail(activations))
-    return {name: torch.stack(embeddings) for name, embeddings in found.items()}
+            embeddings[name].append(tail(activations))
+    return {name: torch.stack(rows) for name, rows in embeddings.items()}
 
 
 def _maps(
@@ -285,7 +284,6 @@ def _maps(
         study.sets[name].labels,
         queries,
         queries[torch.from_numpy(errors.nearest)],
-        num_tuples=settings.num_tuples,
         num_neighbors=settings.num_neighbors,
         progress=settings.progress,
     )
@@ -340,8 +338,8 @@ def choose_queries(
 
     Drawn at random, of as many classes as there are; no look at the maps.
     """
-    found = errors["shortcut"]
-    candidates = np.flatnonzero(~found.right_class & found.same_background)
+    of_shortcut = errors["shortcut"]
+    candidates = np.flatnonzero(~of_shortcut.right_class & of_shortcut.same_background)
     order = np.random.default_rng(seed).permutation(candidates)
     already = dict.fromkeys(photos.labels, 0)
     ranked: list[tuple[int, int, int]] = []
@@ -364,7 +362,7 @@ def _row(
             photos.pixels[nearest],
             _caption(photos, nearest),
             bool(errors[model].right_class[index]),
-            maps[model]["recommended"][index],
+            maps[model]["localize"][index],
             maps[model]["signed"][index],
         )
 

@@ -24,7 +24,7 @@ from docs.examples.shortcut.summary import MODELS
 
 COLOURS = {"start": "#888888", "shortcut": "#D55E00", "fixed": "#0072B2"}
 _RIGHT, _WRONG = "#009E73", "#D00000"
-_HEADINGS = ("retrieved", "recommended map", "signed map")
+_HEADINGS = ("retrieved", "LOCALIZE", "signed map")
 _ROW, _TITLES, _KEY, _NUMBERS = 1.5, 0.55, 0.2, 1.6
 """Heights in inches."""
 
@@ -42,14 +42,14 @@ class Retrieved:
         pixels (np.ndarray): the nearest image, (S, S, 3) uint8.
         caption (str): under it.
         right (bool): it shows the query's class.
-        recommended (Tensor): map (1, h, w).
+        localize (Tensor): map (1, h, w).
         signed (Tensor): map (1, h, w).
     """
 
     pixels: NDArray[np.uint8]
     caption: str
     right: bool
-    recommended: Tensor
+    localize: Tensor
     signed: Tensor
 
 
@@ -114,7 +114,7 @@ def _draw_pictures(figure: SubFigure, rows: Sequence[Row]) -> None:
 
 def _draw_answer(axes: NDArray[Any], row: Row, answer: Retrieved) -> None:
     _show(axes[0], answer.pixels, answer.caption, _RIGHT if answer.right else _WRONG)
-    _show(axes[1], overlay(row.pixels, heatmap(answer.recommended, row.mask.shape)))
+    _show(axes[1], overlay(row.pixels, heatmap(answer.localize, row.mask.shape)))
     _show(axes[2], signed_overlay(row.pixels, answer.signed))
     for map_axes, colour in zip(axes[1:], ("white", "black"), strict=True):
         map_axes.contour(row.mask, levels=(0.5,), colors=colour, linewidths=0.7)
@@ -152,7 +152,7 @@ def _draw_numbers(panels: Sequence[Axes], results: Mapping[str, Any]) -> None:
     background = {model: swaps[model]["share_of_the_background"] for model in MODELS}
     _bars(panels[1], "background's share (%) of\nwhat moves the embedding", background)
     for axes, name, title in (
-        (panels[2], "recommended", "recommended map:\n% on the object"),
+        (panels[2], "localize", "LOCALIZE:\n% on the object"),
         (panels[3], "signed", "signed map, from the\nbank: % on the object"),
         (panels[4], "pair", "likeness to the nearest:\n% on the object"),
     ):

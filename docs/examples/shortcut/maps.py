@@ -19,16 +19,13 @@ from captum_embed import (
 from captum_embed.recipes import LOCALIZE
 
 MAPS = {
-    "recommended": "recommended recipe",
+    "localize": "LOCALIZE",
     "absolute": "transferred weights, absolute",
     "signed": "transferred weights, signed",
     "pair": "likeness to the nearest, signed",
 }
 """The maps compared, and what tables call them."""
 
-# The largest squared distance of unit vectors: every triplet has a loss, and so a gradient, also
-# where training has driven the loss to zero.
-BANK_MARGIN = 4.0
 _BATCH = 16
 
 
@@ -39,7 +36,6 @@ def explain(
     queries: Tensor,
     neighbours: Tensor,
     *,
-    num_tuples: int,
     num_neighbors: int,
     progress: bool = False,
 ) -> dict[str, Tensor]:
@@ -51,7 +47,6 @@ def explain(
         labels (tuple of int): their T classes.
         queries (Tensor): activations (N, C, H, W) of the images to explain.
         neighbours (Tensor): (N, C, H, W), of the nearest other image of each query.
-        num_tuples (int): of the bank.
         num_neighbors (int): bank entries averaged.
         progress (bool): show bars.
 
@@ -59,26 +54,21 @@ def explain(
         dict: signed where the map is. Above zero, ``"signed"`` speaks for the class that the
         query's neighbours in the bank have, and ``"pair"`` for its likeness to `neighbours`.
     """
-    forward = TripletForward(tail, margin=BANK_MARGIN, explains="loss")
-    last, last_block = tail.features, tail.features[0]  # type: ignore[index]
+    forward = TripletForward(tail)
+    layers = tail.features, tail.features[0]  # type: ignore[index]
     images = list(zip(training, labels, strict=True))
-    bank, block_bank = (
-        build_weight_bank(
-            forward, layer, images, mining="hardest", num_tuples=num_tuples, progress=progress
-        )
-        for layer in (last, last_block)
-    )
+    bank, block_bank = build_weight_bank(forward, layers, images, progress=progress)
+    last, last_block = layers
     count = min(num_neighbors, len(bank))
     absolute = EmbeddingLayerGradCam(
         forward, last, weight_bank=bank, channel_filter=channel_filters.absolute
     )
-    # The weights are of a loss: what lowers it speaks for the class.
-    signed = EmbeddingLayerGradCam(forward, last, weight_bank=bank, channel_filter=torch.neg)
+    signed = EmbeddingLayerGradCam(forward, last, weight_bank=bank)
     pair = EmbeddingLayerGradCam(PairForward(tail, "similarity", distance="cosine"), last)
-    recommended = LOCALIZE.grad_cam(forward, last_block, weight_bank=block_bank)
+    localize = LOCALIZE.grad_cam(forward, last_block, weight_bank=block_bank)
     batches = list(zip(queries.split(_BATCH), neighbours.split(_BATCH), strict=True))
     return {
-        "recommended": torch.cat([recommended.attribute(q) for q, _ in batches]),
+        "localize": torch.cat([localize.attribute(q) for q, _ in batches]),
         "absolute": torch.cat([absolute.attribute(q, num_neighbors=count) for q, _ in batches]),
         "signed": torch.cat([signed.attribute(q, num_neighbors=count) for q, _ in batches]),
         "pair": torch.cat([pair.attribute(both)[0] for both in batches]),

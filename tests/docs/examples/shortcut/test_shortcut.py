@@ -64,7 +64,6 @@ def execute(folder: Path, **changes: str) -> int:
         "image-side": str(SIDE),
         "steps": "2",
         "embedding-dim": "8",
-        "num-tuples": "4",
         "num-neighbors": "3",
         **{name.replace("_", "-"): value for name, value in changes.items()},
     }
