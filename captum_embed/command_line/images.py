@@ -220,7 +220,7 @@ def require_readable(paths: Sequence[str | Path], *, progress: bool = True) -> N
     Raises:
         InputError: Some cannot be read; it names the first three.
     """
-    shown = tqdm(paths, "check images", disable=not progress, leave=False)
+    shown = tqdm(paths, "check images", disable=not progress, leave=False, delay=1)
     wrong = [message for path in shown if (message := _fault_of(path)) is not None]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
