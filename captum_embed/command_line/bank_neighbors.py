@@ -16,7 +16,7 @@ from captum_embed.command_line.preparation import (
     prepare,
 )
 from captum_embed.weight_bank import WeightBank
-from captum_embed.weight_bank.neighbors import Neighbors, nearest_entries
+from captum_embed.weight_bank.queries import Neighbors, nearest_entries
 
 
 def run(parsed: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:

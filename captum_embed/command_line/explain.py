@@ -31,7 +31,7 @@ from captum_embed.errors import BankMismatchError
 from captum_embed.grad_cam import EmbeddingLayerGradCam
 from captum_embed.visualization import signed_overlay, upsampled
 from captum_embed.weight_bank import WeightBank
-from captum_embed.weight_bank.neighbors import Neighbors
+from captum_embed.weight_bank.queries import Neighbors
 
 MADE_BY = "captum-embed explain"
 
@@ -131,7 +131,7 @@ class _SimilarityMaps:
         image = self._prepared.tensor(picture)
         with torch.no_grad():
             score = float(self._forward(image))
-        return cast(Tensor, self._grad_cam.attribute(image)), {"similarity": score}
+        return self._grad_cam.attribute(image), {"similarity": score}
 
 
 class _BankMaps:
@@ -149,7 +149,7 @@ class _BankMaps:
     def of(self, picture: Image.Image) -> tuple[Tensor, dict[str, Any]]:
         image = self._prepared.tensor(picture)
         neighbors = cast(Neighbors, self._grad_cam.neighbors(image, **self._settings))
-        found = cast(Tensor, self._grad_cam.attribute(image, **self._settings))
+        found = self._grad_cam.attribute(image, **self._settings)
         return found, {"neighbors": described(neighbors, self._classes)}
 
 

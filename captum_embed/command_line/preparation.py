@@ -22,10 +22,10 @@ from captum_embed.command_line.images import (
     require_readable,
 )
 from captum_embed.command_line.networks import LoadedNetwork, layer_named, load_network
-from captum_embed.embeddings import embedding_of
+from captum_embed.encoders import embedding_of, encoder_fingerprint
 from captum_embed.errors import BankMismatchError, InputError
 from captum_embed.recipes import Recipe
-from captum_embed.weight_bank import WeightBank, encoder_fingerprint
+from captum_embed.weight_bank import WeightBank
 
 RECIPES = {each.name: each for each in (recipes.EXPLAIN, recipes.LOCALIZE, recipes.PAPER)}
 # What this command line writes into the metadata of a bank, beside what the library does.
