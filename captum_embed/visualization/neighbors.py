@@ -68,6 +68,8 @@ def visualize_neighbors(
         )
     if query is None and attr is not None:
         raise InputError("attr is given without the picture it belongs to; pass query=... too")
+    if shown < 1:
+        raise InputError(f"shown is {shown}; expected 1, 2, ...")
     places = range(min(shown, neighbors.distances.shape[1]))
     cells = [
         (picture(_image_of(neighbors, place, images), normalization), caption(neighbors, place))
@@ -80,13 +82,14 @@ def visualize_neighbors(
             else signed_overlay(query, attr, normalization=normalization)
         )
         cells = [(first, title), *cells]
+    pictures = [pixels for pixels, _ in cells]
     figure, axes = figure_and_axes(
-        len(cells), len(cells), plt_fig_axis, fig_size, use_pyplot, show_colorbar=True
+        pictures, len(cells), plt_fig_axis, fig_size, use_pyplot, show_colorbar=False
     )
     for axis, (pixels, name) in zip(axes.flat, cells, strict=True):
         axis.imshow(pixels)
         axis.set_axis_off()
-        axis.set_title(name, fontsize="small", parse_math=False)
+        axis.set_title(name, fontsize="medium", parse_math=False)
     show(use_pyplot)
     return figure, axes
 

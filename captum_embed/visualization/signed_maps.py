@@ -23,14 +23,14 @@ Sign: TypeAlias = Literal["all", "positive", "negative"]
 # Diverging, of equal lightness at both ends, and told apart with any kind of colour vision
 # (ColorBrewer).
 DIVERGING = "RdBu_r"
-COLORBAR_LABELS = {
-    "all": "against  \N{LEFTWARDS ARROW}  0  \N{RIGHTWARDS ARROW}  for",
-    "positive": "0  \N{RIGHTWARDS ARROW}  for",
-    "negative": "against  \N{LEFTWARDS ARROW}  0",
-}
+ENDS = ("against", "for")
+"""What the two ends of the colour bar mean: below zero, and above."""
+
+_SIGNS = ("all", "positive", "negative")
 _IN_A_ROW = 6
-_CELL = 2.6
-_COLORBAR_HEIGHT = 0.6
+_CELL = 2.8
+_TITLE, _COLORBAR = 0.8, 0.7
+"""Heights in inches, as :data:`_CELL` is."""
 
 
 def signed_overlay(
@@ -91,12 +91,12 @@ def visualize_maps(
     alpha_overlay: float = 0.85,
     cmap: str | Colormap = DIVERGING,
     show_colorbar: bool = True,
-    colorbar_label: str | None = None,
+    ends: tuple[str, str] = ENDS,
     normalization: Normalization | None = None,
     plt_fig_axis: tuple[Figure, Any] | None = None,
     fig_size: tuple[float, float] | None = None,
     use_pyplot: bool = False,
-) -> tuple[Figure, NDArray[Any]]:
+) -> tuple[Figure, Any]:
     """Draws signed maps over their pictures, all on one scale with one colour bar.
 
     Red is above zero, blue below, and zero shows the picture in grey. Arguments that
@@ -114,15 +114,15 @@ def visualize_maps(
         alpha_overlay: As in :func:`signed_overlay`.
         cmap: As in :func:`signed_overlay`.
         show_colorbar: Draw the colour bar below.
-        colorbar_label: Text below the colour bar. None: what its two ends mean.
+        ends: What values below zero mean, and above: words below the colour bar.
         normalization: Of tensors, as in :func:`picture`.
         plt_fig_axis: Figure, and one axis or a sequence of axes to draw on. None: a new figure.
         fig_size: Width and height of a new figure, in inches. None: by the number of pictures.
         use_pyplot: Make the new figure with pyplot and show it. False: pyplot is not touched.
 
     Returns:
-        The figure, and its axes: (N, k) for a tuple of batches; otherwise one row, of at most
-        six, then the next. Save it with ``figure.savefig(path)``.
+        The figure, and its axes: one axis for one map; (N, k) for a tuple of batches; otherwise
+        rows of at most six. Save it with ``figure.savefig(path)``.
 
     Raises:
         InputError: Maps and pictures are not equally many, or an argument does not fit.
@@ -145,7 +145,7 @@ def visualize_maps(
     names = _titles(titles, len(cells), columns)
     end = _scale(values, scale)
     figure, axes = figure_and_axes(
-        len(cells), columns, plt_fig_axis, fig_size, use_pyplot, show_colorbar
+        pictures, columns, plt_fig_axis, fig_size, use_pyplot, show_colorbar
     )
     colours = _transparent(cmap, alpha_overlay)
     drawn = None
@@ -157,24 +157,25 @@ def visualize_maps(
     for axis in axes.flat:
         axis.set_axis_off()
     if show_colorbar:
-        _colorbar(figure, axes, drawn, end, sign, colorbar_label)
+        _colorbar(figure, axes, drawn, end, sign, ends)
     show(use_pyplot)
-    return figure, axes
+    return figure, axes if len(cells) > 1 else axes.flat[0]
 
 
 def figure_and_axes(
-    count: int,
+    pictures: Sequence[FloatArray],
     columns: int,
     plt_fig_axis: tuple[Figure, Any] | None,
     fig_size: tuple[float, float] | None,
     use_pyplot: bool,
     show_colorbar: bool,
 ) -> tuple[Figure, NDArray[Any]]:
-    """The figure and axes given, or new ones, (rows, columns), for ``count`` pictures.
+    """The figure and axes given, or new ones, (rows, columns), for these pictures.
 
     Raises:
-        InputError: There are fewer axes than pictures.
+        InputError: The axes given are not as many as the pictures.
     """
+    count = len(pictures)
     rows = -(-count // columns)
     if plt_fig_axis is not None:
         figure, given = plt_fig_axis
@@ -185,17 +186,24 @@ def figure_and_axes(
                 "one axis for each"
             )
         return figure, axes.reshape(rows, columns) if count == rows * columns else axes[None]
-    size = fig_size or (_CELL * columns, _CELL * rows + _COLORBAR_HEIGHT * show_colorbar)
+    shapes = [each.shape[1] / each.shape[0] for each in pictures]
+    # Pictures side by side are equally high; in several rows, equally wide.
+    widths = shapes if rows == 1 else [1.0] * columns
+    height = _CELL if rows == 1 else _CELL / min(shapes)
+    size = fig_size or (
+        _CELL * sum(widths),
+        (min(height, _CELL) + _TITLE) * rows + _COLORBAR * show_colorbar,
+    )
     new: Figure
     if use_pyplot:
         from matplotlib import pyplot
 
-        new = pyplot.figure(figsize=size, layout="constrained")
+        new = pyplot.figure(figsize=size, layout="compressed")
     else:
         from matplotlib.figure import Figure
 
-        new = Figure(figsize=size, layout="constrained")
-    return new, new.subplots(rows, columns, squeeze=False)
+        new = Figure(figsize=size, layout="compressed")
+    return new, new.subplots(rows, columns, squeeze=False, width_ratios=widths)
 
 
 def show(use_pyplot: bool) -> None:
@@ -266,9 +274,9 @@ def _titles(titles: Sequence[str] | None, count: int, columns: int) -> Sequence[
 
 
 def _part(values: FloatArray, sign: Sign) -> FloatArray:
-    if sign not in COLORBAR_LABELS:
+    if sign not in _SIGNS:
         raise InputError(
-            f"sign is {sign!r}; expected one of {list(COLORBAR_LABELS)} (for 'absolute_value', "
+            f"sign is {sign!r}; expected one of {list(_SIGNS)} (for 'absolute_value', "
             "pass attr.abs())"
         )
     low, high = (0.0 if sign == side else None for side in ("positive", "negative"))
@@ -301,18 +309,23 @@ def _transparent(cmap: str | Colormap, alpha: float) -> Colormap:
         raise InputError(f"cmap is {cmap!r}; expected the name of a diverging matplotlib colormap")
     steps = np.linspace(-1, 1, 255)
     colours = (colormaps[cmap] if isinstance(cmap, str) else cmap)((steps + 1) / 2)
-    colours[:, 3] = alpha * np.abs(steps) ** 0.7
+    colours[:, 3] = alpha * np.sqrt(np.abs(steps))
     return ListedColormap(colours)
 
 
 def _colorbar(
-    figure: Figure, axes: NDArray[Any], drawn: Any, end: float, sign: Sign, label: str | None
+    figure: Figure,
+    axes: NDArray[Any],
+    drawn: Any,
+    end: float,
+    sign: Sign,
+    ends: tuple[str, str],
 ) -> None:
     bar = figure.colorbar(drawn, ax=list(axes.flat), location="bottom", aspect=40, shrink=0.6)
-    low, high = (
-        0.0 if sign == side else value for side, value in (("positive", -end), ("negative", end))
-    )
+    low, high = (0.0 if sign == "positive" else -end), (0.0 if sign == "negative" else end)
     bar.ax.set_xlim(low, high)
     ticks = sorted({low, 0.0, high})
     bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
-    bar.set_label(COLORBAR_LABELS[sign] if label is None else label, parse_math=False)
+    against = f"{ends[0]}  \N{LEFTWARDS ARROW}  " if low else ""
+    speaks_for = f"  \N{RIGHTWARDS ARROW}  {ends[1]}" if high else ""
+    bar.set_label(f"{against}0{speaks_for}", parse_math=False)
