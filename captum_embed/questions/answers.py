@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_embed.errors import InputError
 from captum_embed.visualization import Normalization, Sign, visualize_maps, visualize_neighbors
+from captum_embed.visualization.signed_maps import ENDS
 from captum_embed.weight_bank.queries import Neighbors
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Answer:
         maps: k signed maps (1, 1, h, w): above zero, the place raises the score.
         scores: What each map explains, k numbers.
         sign: Which part of the maps answers the question.
+        ends: What a map below zero means, and above: words for the colour bar.
         normalization: Of the images, to draw them.
     """
 
@@ -36,6 +38,7 @@ class Answer:
     maps: tuple[Tensor, ...]
     scores: tuple[float, ...]
     sign: Sign = "all"
+    ends: tuple[str, str] = ENDS
     normalization: Normalization | None = None
 
     @property
@@ -43,7 +46,7 @@ class Answer:
         """Mean of the scores; of one score that all maps explain, that one."""
         return sum(self.scores) / len(self.scores)
 
-    def draw(self, **settings: Any) -> tuple[Figure, NDArray[Any]]:
+    def draw(self, **settings: Any) -> tuple[Figure, Any]:
         """Draws the maps over the pictures, on one scale.
 
         Args:
@@ -55,9 +58,21 @@ class Answer:
         Raises:
             InputError: How the images were normalised is not known: pass ``normalization``.
         """
-        names = [f"{n} ({s:.2f})" for n, s in zip(self.names, self.scores, strict=True)]
-        defaults = {"titles": names, "sign": self.sign, "normalization": self.normalization}
-        return visualize_maps(self.maps, self.images, **{**defaults, **settings})
+        shown = [f"{score:.2f}" for score in self.scores]
+        names = list(self.names)
+        if len(set(shown)) > 1:
+            names = [f"{name} ({score})" for name, score in zip(names, shown, strict=True)]
+        defaults = {
+            "titles": names,
+            "sign": self.sign,
+            "ends": self.ends,
+            "normalization": self.normalization,
+        }
+        figure, axes = visualize_maps(self.maps, self.images, **{**defaults, **settings})
+        if settings.get("plt_fig_axis") is None:
+            scores = "scores in brackets" if len(set(shown)) > 1 else f"score {shown[0]}"
+            figure.suptitle(f"{self.question} ({scores})", fontsize="medium", wrap=True)
+        return figure, axes
 
 
 @dataclass(frozen=True, eq=False)

@@ -145,8 +145,14 @@ def why_before(
     forwards = (score, ask.similarity(of_query), Turned(ask.similarity(of_query)))
     maps = tuple(ask.map_of(f, i) for f, i in zip(forwards, images, strict=True))
     scores = (ask.score_of(score, images[0]),) * 3
-    return ask.answer(
-        "Why does this hit come before the other?", ("query", "hit", "other"), images, maps, scores
+    return Answer(
+        question="Why does this hit come before the other?",
+        names=("query", "hit", "other"),
+        images=images,
+        maps=maps,
+        scores=scores,
+        ends=("for the other", "for the hit"),
+        normalization=ask.normalization,
     )
 
 
@@ -204,8 +210,15 @@ def class_look(
     ]
     maps = tuple(ask.map_of(f, i) for f, i in zip(forwards, shown, strict=True))
     scores = tuple(ask.score_of(f, i) for f, i in zip(forwards, shown, strict=True))
-    question = "What does this class look like to the network?"
-    return ask.answer(question, tuple(labels), tuple(shown), maps, scores)
+    return Answer(
+        question="What does this class look like to the network?",
+        names=tuple(labels),
+        images=tuple(shown),
+        maps=maps,
+        scores=scores,
+        ends=("unlike the class", "like the class"),
+        normalization=ask.normalization,
+    )
 
 
 def whose_weights(
@@ -277,4 +290,13 @@ def _pair(
     forwards = [ask.similarity(ask.embedded([each]), against) for each in reversed(images)]
     maps = tuple(ask.map_of(f, i) for f, i in zip(forwards, images, strict=True))
     scores = tuple(ask.score_of(f, i) for f, i in zip(forwards, images, strict=True))
-    return ask.answer(question, ("first", "second"), images, maps, scores, sign)
+    return Answer(
+        question=question,
+        names=("first", "second"),
+        images=images,
+        maps=maps,
+        scores=scores,
+        sign=sign,
+        ends=("sets them apart", "makes them alike"),
+        normalization=ask.normalization,
+    )

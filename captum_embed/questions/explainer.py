@@ -17,9 +17,8 @@ from captum_embed.errors import InputError
 from captum_embed.grad_cam import EmbeddingLayerGradCam
 from captum_embed.layouts import Layout
 from captum_embed.metric_forwards import SimilarityForward
-from captum_embed.questions.answers import Answer
 from captum_embed.recipes import Recipe
-from captum_embed.visualization import Normalization, Picture, Sign, picture
+from captum_embed.visualization import Normalization, Picture, picture
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet's colours, with which most networks are trained."""
@@ -117,7 +116,9 @@ class Explainer:
         preprocess: Callable[[Image.Image], Tensor] | None = None,
         normalization: Normalization | None = None,
         distance: Distance = "cosine",
-        **layout: Any,
+        layout: Layout | None = None,
+        prefix_tokens: int | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise InputError(
@@ -131,10 +132,15 @@ class Explainer:
         self.preprocess = preprocess or default_preprocess
         self.normalization = normalization
         self.distance = distance
-        self.layout = layout
+        self.layout: dict[str, Any] = {
+            "layout": layout,
+            "prefix_tokens": prefix_tokens,
+            "grid": grid,
+        }
 
     def prepared(self, image: Picture) -> Tensor:
         """One picture as the encoder takes it, (1, C, H, W), where the encoder is."""
+        like = next(self.encoder.parameters(), torch.zeros(()))
         if isinstance(image, Tensor):
             tensor = image
         else:
@@ -156,7 +162,8 @@ class Explainer:
                 "encoder takes them"
             )
         one = tensor[None] if tensor.dim() == 3 else tensor
-        return one.detach().to(next(self.encoder.parameters(), one).device)
+        # A preprocess knows nothing of the encoder's precision; who gives a tensor does.
+        return one.detach().to(like.device, one.dtype if tensor is image else like.dtype)
 
     def prepared_all(self, what: str, images: Any) -> list[Tensor]:
         """Pictures, or the rows of a batch, each as :meth:`prepared` gives it."""
@@ -203,15 +210,3 @@ class Explainer:
         """What the map of one image explains."""
         with torch.no_grad():
             return float(forward(image))
-
-    def answer(
-        self,
-        question: str,
-        names: tuple[str, ...],
-        images: tuple[Tensor, ...],
-        maps: tuple[Tensor, ...],
-        scores: tuple[float, ...],
-        sign: Sign = "all",
-    ) -> Answer:
-        """The answer; see :class:`Answer`."""
-        return Answer(question, names, images, maps, scores, sign, self.normalization)

@@ -202,6 +202,12 @@ def test_the_default_preprocess_is_torchvisions(encoder):
     assert questions.default_preprocess(small).shape == (3, 30, 40)
 
 
+def test_pictures_come_in_the_encoders_precision(encoder):
+    image = Image.new("RGB", (4, 4), (255, 0, 0))
+    answer = questions.why_alike(encoder.double(), image, image)
+    assert answer.images[0].dtype == answer.maps[0].dtype == torch.float64
+
+
 def test_normalisation_is_undone_for_drawing(encoder):
     from torchvision.transforms import v2
 
