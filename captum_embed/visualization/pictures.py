@@ -53,6 +53,11 @@ def picture(image: Picture, normalization: Normalization | None = None) -> Float
         pixels = _of_tensor(image, normalization)
     else:
         pixels = np.asarray(_of_eight_bits(image) if isinstance(image, Image.Image) else image)
+    if not (np.issubdtype(pixels.dtype, np.number) or pixels.dtype == bool):
+        raise InputError(
+            f"the image is a {type(image).__name__}; expected a PIL image, an array or a tensor "
+            "(PIL.Image.open reads a file)"
+        )
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:

@@ -70,6 +70,8 @@ def test_normalisation_is_undone_as_torchvision_does_it():
         (torch.rand(2, 3, 4, 4), "pass one image"),
         (np.zeros((3, 8, 9)), "channels last"),
         (np.zeros((0, 8, 3)), "channels last"),
+        ("photograph.jpg", "PIL.Image.open"),
+        (None, "NoneType"),
         (Image.new("I;16", (4, 4)), "I;16"),
         (Image.new("F", (4, 4)), "mode F"),
     ],
