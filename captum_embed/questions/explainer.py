@@ -55,7 +55,7 @@ class Settings(TypedDict, total=False):
 
 
 def default_preprocess(image: Image.Image) -> Tensor:
-    """A PIL image as most networks take it: ImageNet's normalisation, at most 448 pixels high.
+    """A PIL image as most networks take it: ImageNet's normalisation, not too large.
 
     Larger images are scaled down, bilinearly and antialiased, until their shorter side has 448
     pixels; the proportions are kept. If a network was trained with other colours, or takes one
