@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
 from benchmarks.metrics.boxes import Box
 from captum_embed.errors import InputError
@@ -76,6 +77,33 @@ def uniform_heatmap(width: int, height: int) -> NDArray[np.float64]:
     """
     _check_size(width, height)
     return np.ones((height, width))
+
+
+def edge_heatmap(image: ArrayLike) -> NDArray[np.float64]:
+    """Strength of an image's edges, which no network has a part in.
+
+    Args:
+        image: (C, H, W), finite.
+
+    Returns:
+        (H, W), length of the Sobel gradient, summed over the channels.
+
+    Raises:
+        InputError: not a finite image.
+
+    Example:
+        >>> edge_heatmap([[[0, 0, 1, 1]] * 3])[1].tolist()
+        [0.0, 4.0, 4.0, 0.0]
+    """
+    pixels = np.asarray(image, dtype=np.float64)
+    if pixels.ndim != 3 or pixels.size == 0 or not np.isfinite(pixels).all():
+        raise InputError(f"expected a finite image (C, H, W), got shape {pixels.shape}, or NaN")
+    slopes = [
+        [ndimage.sobel(channel, axis=axis, mode="nearest") for channel in pixels]
+        for axis in (0, 1)
+    ]
+    edges: NDArray[np.float64] = np.hypot(*slopes).sum(0)
+    return edges
 
 
 def _check_size(width: int, height: int) -> None:

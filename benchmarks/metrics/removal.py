@@ -39,12 +39,26 @@ def removal_masks(
     wanted = np.asarray(shares, dtype=np.float64)
     if wanted.ndim != 1 or not ((wanted >= 0) & (wanted <= 1)).all():
         raise InputError(f"shares of the pixels are a list of numbers from 0 to 1, got {shares!r}")
+    counts = np.round(wanted * values.size)
+    return places(values, seed=seed) < counts[:, None, None]
+
+
+def places(values: NDArray[np.float64], *, seed: int = TIES_SEED) -> NDArray[np.intp]:
+    """The place of each pixel from the highest, 0, to the lowest; equal ones in a random order.
+
+    Args:
+        values: (H, W), finite.
+        seed: of the order of equal pixels.
+
+    Example:
+        >>> places(np.array([[3.0, 1.0], [2.0, 4.0]])).tolist()
+        [[1, 3], [2, 0]]
+    """
     order = np.random.default_rng(seed).permutation(values.size)
     highest_first = order[np.argsort(-values.ravel()[order], kind="stable")]
     place = np.empty(values.size, dtype=np.intp)
     place[highest_first] = np.arange(values.size)
-    counts = np.round(wanted * values.size)
-    return place.reshape(values.shape) < counts[:, None, None]
+    return place.reshape(values.shape)
 
 
 def area_under_curve(scores: ArrayLike, shares: ArrayLike = SHARES) -> float:

@@ -9,6 +9,7 @@ from benchmarks.protocols.deletion import DeletionProtocol
 from benchmarks.protocols.mosaic import MosaicProtocol
 from benchmarks.protocols.protocol import EvaluationProtocol
 from benchmarks.protocols.removal import FaithfulnessProtocol
+from benchmarks.protocols.swap import SwapProtocol
 
 _ATTENTION = AttentionProtocol()
 # In the order of the table.
@@ -19,12 +20,13 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
         _ATTENTION,
         FaithfulnessProtocol(_ATTENTION),
         MosaicProtocol(_ATTENTION),
+        SwapProtocol(_ATTENTION),
         DeletionProtocol(_ATTENTION),
     )
 }
 # Faithfulness takes twenty forward passes more for every method and image.
 DEFAULT_PROTOCOLS = ("attention", "boxes")
-FAITHFULNESS_PROTOCOLS = ("mosaic", "deletion")
+FAITHFULNESS_PROTOCOLS = ("mosaic", "swap", "deletion")
 
 
 def figures() -> dict[str, tuple[Figure, ...]]:

@@ -26,6 +26,7 @@ FLOORS = {
     "centre_box": "Centre box, 65% of each side",
     "uniform_heatmap": "Uniform heatmap",
     "whole_image": "Whole image",
+    "edge_filter": "Edge filter",
 }
 
 Numbers = dict[str, Any]
