@@ -9,6 +9,9 @@ All that is made from the network is made again from the random one: the tuples 
 among the test images, and the banks are built anew from the same training images. So what is
 compared is the whole method, run on another network.
 
+Beside it stands eMPRT (Hedstroem et al., 2024): by how much the signed map is more complex when
+all parameters are random.
+
 The floor is the trained network's map of another test image: what maps have in common whatever
 the image, such as a bright centre, makes them as alike as that.
 """
@@ -34,6 +37,7 @@ from benchmarks.datasets.choice import DataChoice, survey
 from benchmarks.datasets.records import ImageRecord, ImageSet, load_rgb
 from benchmarks.methods import select
 from benchmarks.metrics.bootstrap import bootstrap_interval
+from benchmarks.metrics.complexity import complexity_rise
 from benchmarks.networks.build import build_network, find_layer
 from benchmarks.networks.randomisation import cascade, randomised, rank_correlation, similarity
 from benchmarks.protocols.protocol import Question
@@ -48,9 +52,10 @@ from benchmarks.runs.parallel import threads_of
 from benchmarks.runs.settings import ExplainSettings
 from captum_embed import TripletForward
 
-SCHEMA_VERSION = 1
+# 2: with eMPRT.
+SCHEMA_VERSION = 2
 PROTOCOL = "attention"
-FIGURES = ("rank_correlation", "ssim")
+FIGURES = ("rank_correlation", "ssim", "emprt")
 TRAINED = "trained"
 FLOOR = "another image"
 # Training images behind the statistics of re-initialised batch normalisations.
@@ -164,32 +169,42 @@ def _compare(
     shown, other_shown = (PROTOCOLS[PROTOCOL].show(load_rgb(record)) for record in (image, other))
     found: dict[str, Any] = {}
     for name in methods:
-        maps = {
-            stage: _magnitude(bench, name, image.key, shown) for stage, bench in benches.items()
-        }
+        maps = {stage: _maps(bench, name, image.key, shown) for stage, bench in benches.items()}
         trained = maps.pop(TRAINED)
-        maps[FLOOR] = _magnitude(benches[TRAINED], name, other.key, other_shown)
+        maps[FLOOR] = _maps(benches[TRAINED], name, other.key, other_shown)
         found[name] = {
             stage: {
-                "rank_correlation": rank_correlation(trained, random),
-                "ssim": similarity(trained, random),
-                "empty": not (trained.max() > 0 and random.max() > 0),
+                "rank_correlation": rank_correlation(trained.magnitude, random.magnitude),
+                "ssim": similarity(trained.magnitude, random.magnitude),
+                "emprt": complexity_rise(trained.signed, random.signed),
+                "empty": not (trained.magnitude.max() > 0 and random.magnitude.max() > 0),
             }
             for stage, random in maps.items()
         }
     return {"key": image.key, "label": image.label, "methods": found}
 
 
-def _magnitude(bench: Bench, name: str, key: str, image: Tensor) -> np.ndarray:
-    """Absolute values of a method's map, (H, W); all zero for one that is not finite."""
+@dataclass(frozen=True)
+class Maps:
+    """A method's map, (H, W), as it is and in absolute values; zero for one that is not finite."""
+
+    signed: np.ndarray
+    magnitude: np.ndarray
+
+
+def _maps(bench: Bench, name: str, key: str, image: Tensor) -> Maps:
+    """A method's map at the size of the crop."""
     _, explain = bench.explainers[name]
     with seeded(seed_of(bench.plan.seed, PROTOCOL, key), bench.device):
-        signed = explain(bench.query(key, image, Question())).detach().abs().float().cpu()
+        found = explain(bench.query(key, image, Question())).detach().float().cpu()
+    if not torch.isfinite(found).all():
+        found = torch.zeros_like(found)
     size = (image.shape[1], image.shape[2])
-    pixels: np.ndarray = F.interpolate(signed, size, mode="bilinear", align_corners=False)[
-        0, 0
-    ].numpy()
-    return pixels if np.isfinite(pixels).all() else np.zeros_like(pixels)
+    signed, magnitude = (
+        F.interpolate(one, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+        for one in (found, found.abs())
+    )
+    return Maps(signed, magnitude)
 
 
 def summary(

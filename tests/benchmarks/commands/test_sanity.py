@@ -92,6 +92,12 @@ def test_every_method_is_compared_at_every_stage(
     assert activation["head"]["rank_correlation"] == pytest.approx([1, 1, 1])
     assert activation["head"]["ssim"] == pytest.approx([1, 1, 1])
     assert activation["all"]["rank_correlation"][0] < 0.99
+    assert activation["head"]["emprt"] == pytest.approx([0, 0, 0])
+    assert activation["all"]["emprt"][0] != 0
+    header, row = Path("run/sanity.md").read_text().splitlines()[2:5:2]
+    at = [cell.strip() for cell in header.split("|")].index("eMPRT")
+    rise = found["summary"]["ours_paper"]["all"]["emprt"][0]
+    assert row.split("|")[at].strip().startswith(f"{rise:.2f} [")
     # Ours does, through the bank that was built anew.
     assert found["summary"]["ours_paper"]["head"]["rank_correlation"][0] < 0.999
     assert "| Re-initialised" not in capsys.readouterr().out
@@ -103,13 +109,13 @@ def test_the_floor_is_the_map_of_another_image(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explained: dict[str, list[str]] = {}
-    original = sanity._magnitude
+    original = sanity._maps
 
     def watched(bench: Any, name: str, key: str, image: Any) -> Any:
         explained.setdefault(name, []).append(key)
         return original(bench, name, key, image)
 
-    monkeypatch.setattr(sanity, "_magnitude", watched)
+    monkeypatch.setattr(sanity, "_maps", watched)
     assert run() == 0
     found = results()
     assert found["floor"] == sanity.FLOOR
@@ -164,5 +170,6 @@ def test_the_absolute_map_is_compared_at_the_size_of_the_crop(place: Path) -> No
         def query(self, key: str, image: torch.Tensor, question: Any) -> None:
             return None
 
-    found = sanity._magnitude(Bench(), "m", "a.png", torch.zeros(3, 1, 4))  # type: ignore[arg-type]
-    np.testing.assert_allclose(found, [[2, 1.75, 1.25, 1]])
+    found = sanity._maps(Bench(), "m", "a.png", torch.zeros(3, 1, 4))  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.magnitude, [[2, 1.75, 1.25, 1]])
+    np.testing.assert_allclose(found.signed, [[-2, -1.25, 0.25, 1]])
