@@ -91,16 +91,21 @@ def free_name(taken: Mapping[str, Any], wanted: str) -> str:
 
 def chart(layers: Sequence[Any], looks: Sequence[Look], title: str, at: float | None = None) -> Any:
     """Layers in one frame, with the parameters that the page sets."""
-    names = [look.method for look in looks]
     return (
         alt.layer(*layers)
         .properties(width=WIDTH, height=HEIGHT, title=alt.Title(title))
-        .add_params(
-            alt.param(name="shown", value=names),
-            alt.param(name="lit", value=""),
-            alt.param(name="at", value=at),
-        )
+        .add_params(*parameters(looks, at))
     )
+
+
+def parameters(looks: Sequence[Look], at: float | None = None) -> list[Any]:
+    """What the page sets: the methods shown, the one pointed at, and where curves are read off."""
+    shown = [look.method for look in looks]
+    return [
+        alt.param(name="shown", value=shown),
+        alt.param(name="lit", value=""),
+        alt.param(name="at", value=at),
+    ]
 
 
 def zoom(axes: Sequence[Literal["x", "y"]] = ("x", "y")) -> Any:

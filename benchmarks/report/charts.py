@@ -10,11 +10,13 @@ import altair as alt
 
 from benchmarks.metrics.localization import PAPER_THRESHOLD
 from benchmarks.report.chart_parts import (
+    HEIGHT,
     LINE_WIDTH,
     LIT,
     ROW,
     SHOWN,
     STRENGTH,
+    WIDTH,
     chart,
     colour,
     dash,
@@ -24,6 +26,7 @@ from benchmarks.report.chart_parts import (
     free_name,
     names,
     padded,
+    parameters,
     points,
     row_of,
     rule,
@@ -227,7 +230,41 @@ def plane_chart(
     Returns:
         None where no method has both.
     """
-    looks = looks or looks_of_run(results)
+    plane = _plane(results, across, up, looks or looks_of_run(results), beside)
+    return plane and chart(*plane, f"{across['heading']} and {up['heading']}")
+
+
+def planes_chart(planes: Sequence[tuple[str, Mapping[str, Any], str, str]]) -> Any:
+    """Several runs one above the other, each as in `plane_chart`.
+
+    Args:
+        planes (sequence of tuple): title, content of results.json, and the keys of the figures on
+            the horizontal and the vertical axis, of which the run has both.
+    """
+    panels: list[Any] = []
+    shown: dict[str, Look] = {}
+    for title, results, *keys in planes:
+        across, up = ({f["key"]: f for f in results["figures"]}[key] for key in keys)
+        plane = _plane(results, across, up, looks_of_run(results), None)
+        if plane is not None:
+            layers, present = plane
+            shown |= {look.method: look for look in present}
+            # It is made for a file, in which nobody zooms.
+            for layer in layers:
+                layer.params = alt.Undefined
+            heading = alt.Title(title, subtitle=images_of(results))
+            panels.append(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=heading))
+    return alt.vconcat(*panels, spacing=30).add_params(*parameters(list(shown.values())))
+
+
+def _plane(
+    results: Mapping[str, Any],
+    across: Mapping[str, Any],
+    up: Mapping[str, Any],
+    looks: Mapping[str, Look],
+    beside: Mapping[str, Any] | None,
+) -> tuple[list[Any], list[Look]] | None:
+    """Layers and methods of `plane_chart`."""
     rows = []
     for name, look in looks.items():
         first = figure_of(results, name, across)
@@ -244,7 +281,7 @@ def plane_chart(
     layers = points(rows, present, x, y, ranges, [alt.Tooltip("text_up:N", title="vertical")])
     at = list(zip(_up(rows, x), _up(rows, y, "value_up"), strict=True))
     layers += names(rows, present, x, y, at, beside=False)
-    return chart(layers, present, f"{across['heading']} and {up['heading']}")
+    return layers, present
 
 
 def _up(rows: Sequence[Mapping[str, Any]], axis: Any, key: str = "value") -> list[float]:

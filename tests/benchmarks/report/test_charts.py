@@ -6,10 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vl_convert
 from PIL import Image
 
 from benchmarks.report.chart_parts import CONFIG
-from benchmarks.report.charts import charts_of, cost_rows, frontier, plane_chart, save_charts
+from benchmarks.report.charts import (
+    charts_of,
+    cost_rows,
+    frontier,
+    plane_chart,
+    planes_chart,
+    save_charts,
+)
 from benchmarks.report.looks import looks_of_run
 
 
@@ -169,3 +177,10 @@ def test_files_are_whole_and_the_same_each_time(results: dict[str, Any], tmp_pat
     for title in ("Ours, recommended", "Occlusion (n = 4)", "Eigen-CAM"):
         assert f">{title}<" in text
     assert CONFIG["legend"]["labelLimit"] == 0
+
+
+def test_runs_stand_one_above_the_other(shared_results: dict[str, Any]) -> None:
+    planes = [(title, shared_results, "accuracy_at_0.2", "score") for title in ("one", "two")]
+    spec = planes_chart(planes).to_dict()
+    assert [panel["title"]["text"] for panel in spec["vconcat"]] == ["one", "two"]
+    assert vl_convert.vegalite_to_svg({**spec, "config": CONFIG}).count("Eigen-CAM") >= 2
