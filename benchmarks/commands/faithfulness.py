@@ -11,7 +11,8 @@ from typing import ClassVar
 from benchmarks.core.settings import names, setting
 from benchmarks.protocols.registry import FAITHFULNESS_PROTOCOLS, PROTOCOLS
 from benchmarks.runs.folder import resumable
-from benchmarks.runs.localize import LocalizeSettings, localize
+from benchmarks.runs.localize import localize
+from benchmarks.runs.settings import LocalizeSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Small coloured marks, and where they lie in a photograph."""
+"""Marks, drawn like road signs, and where they lie in a photograph."""
 
 from __future__ import annotations
 
@@ -6,38 +6,48 @@ import colorsys
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from benchmarks.datasets.records import Box
 
-SIDE = 48
+SIDE = 64
 """Of a mark, in pixels; a crop has 224."""
 
-_BLOCKS = 4
 _STRIDE = 8
 _GOLDEN = 0.618034  # steps of it around the circle of hues never come close to one before
 
 
 def mark(number: int) -> NDArray[np.uint8]:
-    """A square of 4 x 4 blocks in two colours, which no other number has.
+    """A disc, stripes or a triangle on a ground in a colour that no other number has.
 
     Args:
         number (int): 0 or more.
 
     Returns:
-        (48, 48, 3).
+        (64, 64, 3).
 
     Example:
-        >>> mark(0).shape, bool((mark(0) == mark(1)).all())
-        ((48, 48, 3), False)
+        >>> mark(0).shape, bool((mark(0) == mark(3)).all())
+        ((64, 64, 3), False)
     """
-    generator = np.random.default_rng(number)
-    # Half of the blocks, so that every mark has as much of either colour.
-    blocks = generator.permutation(np.arange(_BLOCKS**2) % 2).reshape(_BLOCKS, _BLOCKS)
-    hue = number * _GOLDEN % 1
-    colours = [colorsys.hsv_to_rgb(hue, 1, 1), colorsys.hsv_to_rgb((hue + 0.5) % 1, 1, 0.35)]
-    pixels = np.array(colours)[blocks].repeat(SIDE // _BLOCKS, 0).repeat(SIDE // _BLOCKS, 1)
-    drawn: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8)
-    return drawn
+    ground, opposite = (
+        tuple(
+            round(255 * part) for part in colorsys.hsv_to_rgb((number * _GOLDEN + turn) % 1, 1, 1)
+        )
+        for turn in (0, 0.5)
+    )
+    image = Image.new("RGB", (SIDE, SIDE), ground)
+    draw = ImageDraw.Draw(image)
+    edge, far = SIDE // 8, SIDE - SIDE // 8
+    if number % 3 == 0:
+        draw.ellipse((edge, edge, far, far), fill="white")
+        draw.ellipse((2 * edge, 2 * edge, far - edge, far - edge), fill=opposite)
+    elif number % 3 == 1:
+        for left in range(0, SIDE, 2 * edge):
+            draw.rectangle((left, 0, left + edge, SIDE), fill="white")
+    else:
+        draw.polygon([(SIDE // 2, edge), (far, far), (edge, far)], fill="black")
+    return np.asarray(image)
 
 
 def place_beside(taken: NDArray[np.bool_], generator: np.random.Generator) -> Box:
@@ -51,11 +61,11 @@ def place_beside(taken: NDArray[np.bool_], generator: np.random.Generator) -> Bo
         Box: within the image; smaller than a mark where the image is.
 
     Example:
-        >>> taken = np.zeros((60, 120), dtype=bool)
-        >>> taken[:, :60] = True
+        >>> taken = np.zeros((70, 160), dtype=bool)
+        >>> taken[:, :80] = True
         >>> x0, y0, x1, y1 = place_beside(taken, np.random.default_rng(0))
-        >>> x0 >= 60, x1 - x0, y1 - y0
-        (True, 48.0, 48.0)
+        >>> x0 >= 80, x1 - x0, y1 - y0
+        (True, 64.0, 64.0)
     """
     height, width = taken.shape
     sides = min(SIDE, height), min(SIDE, width)

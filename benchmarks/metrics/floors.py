@@ -99,10 +99,9 @@ def edge_heatmap(image: ArrayLike) -> NDArray[np.float64]:
     if pixels.ndim != 3 or pixels.size == 0 or not np.isfinite(pixels).all():
         raise InputError(f"expected a finite image (C, H, W), got shape {pixels.shape}, or NaN")
     slopes = [
-        [ndimage.sobel(channel, axis=axis, mode="nearest") for channel in pixels]
-        for axis in (0, 1)
+        [ndimage.sobel(channel, axis=axis, mode="nearest") for channel in pixels] for axis in (0, 1)
     ]
-    edges: NDArray[np.float64] = np.hypot(*slopes).sum(0)
+    edges: NDArray[np.float64] = np.linalg.norm(slopes, axis=0).sum(0)
     return edges
 
 

@@ -38,9 +38,7 @@ def auroc(higher: ArrayLike, lower: ArrayLike) -> float:
     return float((below + not_above).mean() / 2 / len(second))
 
 
-def paired_auroc(
-    values: NDArray[np.float64], counts: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def paired_auroc(values: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """`auroc` of resamples, as an aggregate of a figure of merit.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -84,8 +85,9 @@ def background(photograph: Photograph) -> Tensor:
     missing = torch.from_numpy(grown(photograph.mask))
     filled, absent = photograph.pixels.clone(), missing
     height, width = missing.shape
-    for flips in ((-1,), (-2,), (-2, -1)):
-        for shift in ((0, 0), (height // 2, 0), (0, width // 2), (height // 2, width // 2)):
+    shifts = ((0, 0), (height // 2, 0), (0, width // 2), (height // 2, width // 2))
+    for flips, shift in product(((-1,), (-2,), (-2, -1)), shifts):
+        if missing.any():
             pixels, hole = (
                 torch.flip(one, flips).roll(shift, (-2, -1)) for one in (photograph.pixels, absent)
             )

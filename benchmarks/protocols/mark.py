@@ -1,8 +1,9 @@
 """Protocol E: does a map tell a network that rests on a mark from one that does not?
 
-Three networks are trained from one start on the same photographs (`benchmarks.runs.marked`):
+Three networks are trained from one start on the same photographs (`benchmarks.runs.marked`), each
+photograph once as it is and once without its object, so that a mark that is of use is used:
 
-- absent: the photographs as they are;
+- absent: no marks;
 - tied: each with a mark that is that of its class;
 - random: each with a mark drawn at random, so that it says nothing of the class.
 
@@ -32,6 +33,7 @@ from benchmarks.metrics.attention import attention_score
 from benchmarks.metrics.figures import Figure
 from benchmarks.metrics.floors import edge_heatmap, uniform_heatmap
 from benchmarks.metrics.separation import paired_auroc
+from benchmarks.protocols.exchange import background
 from benchmarks.protocols.protocol import (
     Embed,
     EvaluationProtocol,
@@ -96,17 +98,6 @@ class MarkedImage:
         return self.record.label
 
 
-@dataclass(frozen=True)
-class MarkFrame(Frame):
-    """A marked image; its box is the mark.
-
-    Args:
-        reference (Tensor): (3, H, W), another image of its class with the same mark.
-    """
-
-    reference: Tensor | None = None
-
-
 class MarkProtocol(EvaluationProtocol):
     """E: maps of three networks on the same marked crops of the attention protocol.
 
@@ -138,9 +129,7 @@ class MarkProtocol(EvaluationProtocol):
         return [
             MarkedImage(record, self._another(record, source), number, source.seed)
             for record in sample(source.records, source.limit, source.seed)
-            for number in [
-                foreign_mark(record, tied, seed_of(source.seed, self.name, record.key))
-            ]
+            for number in [foreign_mark(record, tied, seed_of(source.seed, self.name, record.key))]
         ]
 
     def _another(self, record: ImageRecord, source: Source) -> ImageRecord:
@@ -154,7 +143,13 @@ class MarkProtocol(EvaluationProtocol):
         return others[int(draw.integers(len(others)))]
 
     def marked(
-        self, record: ImageRecord, number: int | None, seed: int, what: str
+        self,
+        record: ImageRecord,
+        number: int | None,
+        seed: int,
+        what: str,
+        *,
+        without_object: bool = False,
     ) -> tuple[Tensor, Box] | None:
         """The crop of an image with a mark, and where the mark lies.
 
@@ -163,6 +158,7 @@ class MarkProtocol(EvaluationProtocol):
             number (int, optional): of the mark; None: no mark is drawn.
             seed (int): of the place, with `what`.
             what (str): the image is shown as.
+            without_object (bool): background lies in the object's place.
 
         Returns:
             None where the object lies outside the crop.
@@ -171,11 +167,12 @@ class MarkProtocol(EvaluationProtocol):
         if frame is None:
             return None
         generator = np.random.default_rng(seed_of(seed, self.name, what, record.key))
-        box = place_beside(photograph(frame).mask, generator)
+        shown = photograph(frame)
+        box = place_beside(shown.mask, generator)
+        pixels = background(shown) if without_object else shown.pixels.clone()
         if number is None:
-            return frame.image, box
+            return pixels, box
         x0, y0, x1, y1 = (int(side) for side in box)
-        pixels = frame.image.clone()
         drawn = to_tensor(Image.fromarray(mark(number)))
         pixels[:, y0:y1, x0:x1] = drawn[:, : y1 - y0, : x1 - x0]
         return pixels, box
@@ -185,7 +182,7 @@ class MarkProtocol(EvaluationProtocol):
         other = self.marked(item.other, item.number, item.seed, "reference")
         if own is None or other is None:
             return None
-        return MarkFrame(own[0], own[1], reference=other[0])
+        return Frame(own[0], own[1], reference=other[0])
 
     def measure(
         self, heatmaps: Sequence[np.ndarray], frame: Frame, embed: Embed | None = None
@@ -232,9 +229,7 @@ def foreign_mark(record: ImageRecord, tied: dict[int, int], seed: int) -> int:
     return numbers[int(np.random.default_rng(seed).integers(len(numbers)))]
 
 
-def followed(
-    embeddings: Tensor, labels: Sequence[int], marks: Sequence[int]
-) -> dict[str, float]:
+def followed(embeddings: Tensor, labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
     """Whether retrieval follows the mark or the class, where it cannot follow both.
 
     Args:

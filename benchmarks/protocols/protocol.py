@@ -61,6 +61,7 @@ class Source:
         seed (int): of the draw.
         embed (Callable, optional): the network, for protocols that choose by its embeddings.
         num_mosaics (int): items of the mosaic protocol, which `limit` does not touch.
+        train_records (sequence of ImageRecord): all training images.
     """
 
     records: Sequence[ImageRecord]
@@ -68,6 +69,7 @@ class Source:
     seed: int = 0
     embed: Embed | None = None
     num_mosaics: int = 200
+    train_records: Sequence[ImageRecord] = ()
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,15 @@ class Frame:
         box (Box): ground truth in this frame's pixels.
         mask (np.ndarray, optional): ground truth (H, W), bool.
         questions (tuple of Question): one for each heatmap.
+        reference (Tensor, optional): (3, H, W), an image of which the embedding, by whatever
+            network is asked, is the reference of the one question.
     """
 
     image: Tensor
     box: Box
     mask: np.ndarray | None = None
     questions: tuple[Question, ...] = (Question(),)
+    reference: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -117,6 +122,8 @@ class EvaluationProtocol(ABC):
         signed (bool): heatmaps keep their signs; without it they go through a ReLU.
         brings_references (bool): its questions have references of their own, and no tuples are
             mined for it.
+        networks (tuple of str): those that it compares, which are trained for it; the maps of
+            each come to `measure` one after the other. Empty: the network of the run.
         figures (tuple of Figure): in the order of the table.
         curves (tuple of Curve): means over images that are drawn.
     """
@@ -126,6 +133,7 @@ class EvaluationProtocol(ABC):
     shows: str
     signed: ClassVar[bool] = False
     brings_references: ClassVar[bool] = False
+    networks: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     curves: tuple[Curve, ...] = ()
 

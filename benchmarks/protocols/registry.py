@@ -6,6 +6,7 @@ from benchmarks.metrics.figures import Figure
 from benchmarks.protocols.attention import AttentionProtocol
 from benchmarks.protocols.boxes import BoxProtocol
 from benchmarks.protocols.deletion import DeletionProtocol
+from benchmarks.protocols.mark import MarkProtocol
 from benchmarks.protocols.mosaic import MosaicProtocol
 from benchmarks.protocols.protocol import EvaluationProtocol
 from benchmarks.protocols.removal import FaithfulnessProtocol
@@ -22,6 +23,7 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
         MosaicProtocol(_ATTENTION),
         SwapProtocol(_ATTENTION),
         DeletionProtocol(_ATTENTION),
+        MarkProtocol(_ATTENTION),
     )
 }
 # Faithfulness takes twenty forward passes more for every method and image.

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.core.seeding import sample, seed_of
 from benchmarks.datasets.pets import tight_box
-from benchmarks.datasets.records import ImageRecord
+from benchmarks.datasets.records import ImageRecord, load_rgb
 from benchmarks.metrics.figures import Curve, Figure
 from benchmarks.metrics.floors import edge_heatmap, uniform_heatmap
 from benchmarks.metrics.swap import flipped, taken
@@ -197,7 +197,7 @@ class SwapProtocol(EvaluationProtocol):
                     for shown in (probe.pixels, twin.pixels)
                 )
             else:
-                mates = self._other_images(record, other, source, generator)
+                mates = self._other_images((record, other), source, generator)
             if mates is None or not LEAST_SHARE <= twin.mask.mean() <= 1 - LEAST_SHARE:
                 yield other, None
                 continue
@@ -207,17 +207,16 @@ class SwapProtocol(EvaluationProtocol):
             yield other, fit(F.normalize(shown.float()).numpy())
 
     def _other_images(
-        self, record: ImageRecord, other: ImageRecord, source: Source, generator: np.random.Generator
+        self, images: Sequence[ImageRecord], source: Source, draw: np.random.Generator
     ) -> tuple[Tensor, ...] | None:
         """Another image of each one's class; None where there is none."""
-        shown = []
-        for one in (record, other):
+        found = []
+        for one in images:
             same = [r for r in source.records if r.label == one.label and r.key != one.key]
-            frames = [self.crops.frame(same[generator.integers(len(same))])] if same else [None]
-            if frames[0] is None:
+            if not same:
                 return None
-            shown.append(frames[0].image)
-        return tuple(shown)
+            found.append(self.show(load_rgb(same[draw.integers(len(same))])))
+        return tuple(found)
 
     def _pair(
         self, record: ImageRecord, other: ImageRecord
@@ -237,8 +236,8 @@ class SwapProtocol(EvaluationProtocol):
             tight_box(twin.mask),
             twin.mask,
             (Question(mate, non_mate),),
-            twin.pixels,
-            item.kind,
+            twin=twin.pixels,
+            kind=item.kind,
         )
 
     def measure(

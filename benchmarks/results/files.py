@@ -19,7 +19,13 @@ from benchmarks.metrics.localization import THRESHOLDS
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.results.images import ImageTable
 from benchmarks.results.summary import declared
-from benchmarks.results.tables import as_markdown, counts_text, forward_text, table_rows
+from benchmarks.results.tables import (
+    as_markdown,
+    counts_text,
+    forward_text,
+    retrieval_text,
+    table_rows,
+)
 from captum_embed.errors import InputError
 
 # 4: figures by their declarations; what was measured on each image stands in images.parquet.
@@ -162,6 +168,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "In brackets: 95% bootstrap intervals over images. " + _compared_with(results, titles),
         counts_text(results["counts"], results["data"]) + ".",
     ]
+    if retrieval := results.get("mark_retrieval"):
+        parts.append(retrieval_text(retrieval).capitalize() + ".")
     if forward := forward_text(results["forward"]):
         parts.append(forward[0].upper() + forward[1:] + ".")
     missing = [m for m in results["methods"] if m.get("unavailable")]

@@ -276,6 +276,20 @@ def counts_text(counts: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def retrieval_text(retrieval: Mapping[str, Mapping[str, float]]) -> str:
+    """By what the networks of the mark protocol retrieve.
+
+    Example:
+        >>> retrieval_text({"tied": {"mark": 0.9, "class": 0.05}})
+        'retrieval of marked images; marks in training tied: by the mark 90.0%, by the class 5.0%'
+    """
+    found = (
+        f"{name}: by the mark {shares['mark']:.1%}, by the class {shares['class']:.1%}"
+        for name, shares in retrieval.items()
+    )
+    return "retrieval of marked images; marks in training " + "; ".join(found)
+
+
 def forward_text(forward: Mapping[str, Mapping[str, Any]]) -> str:
     """What the plain forward pass costs, beside which the methods' costs stand; or nothing."""
     parts = []

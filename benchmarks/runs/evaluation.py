@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.core.seeding import seed_of, seeded
@@ -27,12 +28,16 @@ from benchmarks.methods import (
 )
 from benchmarks.methods.match import Match
 from benchmarks.methods.method import DEFAULT_BUDGET
-from benchmarks.networks.build import build_network, find_layer, named_layer
+from benchmarks.networks.build import DEFAULT_NETWORK, build_network, find_layer, named_layer
+from benchmarks.networks.checkpoints import read_safetensors
 from benchmarks.protocols.protocol import EvaluationProtocol, Frame, Item, Measures, Question
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.runs.preparation import ProtocolCache, QueryReferences
 from benchmarks.runs.shared_forward import Recording, record, replayed
 from captum_embed import TripletForward, WeightBank
+
+# Width of the head that networks trained for a protocol get where the run's has none.
+NEW_HEAD = 64
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,29 @@ class SharedForward:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a network is asked about an item.
+
+    Args:
+        bench (Bench): of the network.
+        queries (list of Query): one for each heatmap.
+        forward_seconds (float): of a plain pass.
+        shared (SharedForward): the pass that methods share.
+    """
+
+    bench: Bench
+    queries: list[Query]
+    forward_seconds: float
+    shared: SharedForward
+
+
 class Bench:
-    """One protocol with its methods built: maps and measures images."""
+    """One protocol with its methods built: maps and measures images.
+
+    Attributes:
+        compared (tuple of Bench): of the protocol's further networks, where it compares some.
+    """
 
     def __init__(
         self,
@@ -126,6 +152,7 @@ class Bench:
         self.protocol = protocol
         self.device = torch.device(plan.device)
         self.network = forward.encoder
+        self.compared: tuple[Bench, ...] = ()
         self.queries = QueryReferences.load(cache.queries) if cache.queries.exists() else None
         banks = {
             spec: WeightBank.load(cache.bank(spec)) for spec in distinct_banks(select(plan.methods))
@@ -168,7 +195,11 @@ class Bench:
 
     def queries_of(self, key: str, frame: Frame) -> list[Query]:
         """One query for each question of a frame."""
-        return [self.query(key, frame.image, question) for question in frame.questions]
+        questions = frame.questions
+        if frame.reference is not None:
+            embedding = F.normalize(self.embed(frame.reference[None]))
+            questions = (Question(embedding),)
+        return [self.query(key, frame.image, question) for question in questions]
 
     def heatmap(self, name: str, query: Query) -> np.ndarray:
         """The heatmap (H, W) of one method; the same for the same seed, query and method."""
@@ -181,29 +212,45 @@ class Bench:
         frame = self.protocol.frame(item)
         if frame is None:
             return {"left_out": "its box lies outside the crop"}
-        queries = self.queries_of(item.key, frame)
         height, width = frame.size
-        forward_seconds, shared = self._forward(queries[0])
+        asked = [bench._asked(item.key, frame) for bench in (self, *self.compared)]
         return {
             "size": [width, height],
             "box": [round(side, 3) for side in frame.box],
-            "forward_seconds": round(forward_seconds, 5),
+            "forward_seconds": round(asked[0].forward_seconds, 5),
             "floors": self.protocol.floors(frame, self.embed),
             "methods": {
-                name: self._measure_method(name, item.key, queries, frame, shared)
+                name: self._measure_method(name, item.key, asked, frame)
                 for name in self.explainers
                 if self._wants(name, item.key)
             },
         }
+
+    def _asked(self, key: str, frame: Frame) -> Asked:
+        queries = self.queries_of(key, frame)
+        return Asked(self, queries, *self._forward(queries[0]))
 
     def _wants(self, name: str, key: str) -> bool:
         slow = self.explainers[name][0].cost == "slow"
         return not slow or self.plan.slow_keys is None or key in self.plan.slow_keys
 
     def _measure_method(
-        self, name: str, key: str, queries: Sequence[Query], frame: Frame, shared: SharedForward
+        self, name: str, key: str, asked: Sequence[Asked], frame: Frame
     ) -> Measures:
         """What is kept of a method's heatmaps, and the seconds that one of them takes."""
+        found = [one.bench._maps(name, key, one.queries, one.shared) for one in asked]
+        maps = [pixels for of_network, _ in found for pixels in of_network]
+        finite = all(bool(np.isfinite(pixels).all()) for pixels in maps)
+        maps = [pixels if np.isfinite(pixels).all() else np.zeros_like(pixels) for pixels in maps]
+        measures = self.protocol.measure(maps, frame, self.embed)
+        if not finite:
+            measures["not_finite"] = True
+        return {**measures, "seconds": round(found[0][1], 5)}
+
+    def _maps(
+        self, name: str, key: str, queries: Sequence[Query], shared: SharedForward
+    ) -> tuple[list[np.ndarray], float]:
+        """A method's heatmaps, and the seconds that one of them takes."""
         shares = self.explainers[name][0].shares_forward
         recording = shared.recording if shares else None
         seed = seed_of(self.plan.seed, self.protocol.name, key)
@@ -213,12 +260,7 @@ class Bench:
             seconds = (self._now() - started) / len(queries)
         if shares:
             seconds += shared.seconds
-        finite = all(bool(np.isfinite(pixels).all()) for pixels in maps)
-        maps = [pixels if np.isfinite(pixels).all() else np.zeros_like(pixels) for pixels in maps]
-        measures = self.protocol.measure(maps, frame, self.embed)
-        if not finite:
-            measures["not_finite"] = True
-        return {**measures, "seconds": round(seconds, 5)}
+        return maps, seconds
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -253,10 +295,11 @@ class Evaluator:
 
     def __init__(self, plan: EvaluationPlan) -> None:
         network = build_network(plan.network, plan.checkpoint, plan.embedding_dim).to(plan.device)
-        layer = find_layer(network, plan.layer)
-        forward = TripletForward(network, margin=plan.margin).eval()
         self.benches = {
-            name: Bench(plan, PROTOCOLS[name], forward, layer) for name in plan.protocols
+            name: comparing(plan, PROTOCOLS[name])
+            if PROTOCOLS[name].networks
+            else bench_of(plan, PROTOCOLS[name], network)
+            for name in plan.protocols
         }
 
     @property
@@ -276,3 +319,35 @@ class Evaluator:
         except UnreadableImageError as error:
             record["unreadable"] = str(error)
         return record
+
+
+def bench_of(plan: EvaluationPlan, protocol: EvaluationProtocol, network: nn.Module) -> Bench:
+    """A protocol's bench for one network."""
+    forward = TripletForward(network, margin=plan.margin).eval()
+    return Bench(plan, protocol, forward, find_layer(network, plan.layer))
+
+
+def comparing(plan: EvaluationPlan, protocol: EvaluationProtocol) -> Bench:
+    """The bench of a protocol that compares networks of its own, which the cache holds."""
+    plans = [replace(plan, cache=plan.cache / name) for name in protocol.networks]
+    first, *others = (bench_of(one, protocol, network_of(one, protocol)) for one in plans)
+    first.compared = tuple(others)
+    for other in others:
+        first.unavailable |= other.unavailable
+    first.explainers = {k: v for k, v in first.explainers.items() if k not in first.unavailable}
+    return first
+
+
+def starting_network(plan: EvaluationPlan) -> nn.Module:
+    """The network of the run, with a head to be trained where it would have none."""
+    bare = plan.checkpoint is None and plan.network == DEFAULT_NETWORK
+    dim = NEW_HEAD if bare and plan.embedding_dim is None else plan.embedding_dim
+    return build_network(plan.network, plan.checkpoint, dim)
+
+
+def network_of(plan: EvaluationPlan, protocol: EvaluationProtocol) -> nn.Module:
+    """A network that was trained for a protocol, from the plan's cache."""
+    network = starting_network(plan)
+    state, _ = read_safetensors(ProtocolCache(plan.cache / protocol.shows).network)
+    network.load_state_dict(state)
+    return network.to(plan.device)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,13 +14,12 @@ from tqdm import tqdm
 from benchmarks.core.device import chosen_device
 from benchmarks.core.files import require_writable_folder
 from benchmarks.core.seeding import sample
-from benchmarks.core.settings import as_command, as_json, names, positive_int, setting
+from benchmarks.core.settings import as_command, as_json
 from benchmarks.datasets.choice import DataChoice, choose_data, survey
-from benchmarks.methods import distinct_banks, select
-from benchmarks.methods.method import DEFAULT_BUDGET
-from benchmarks.networks.build import build_network, find_layer, named_layer
+from benchmarks.methods import select
+from benchmarks.networks.build import build_network, find_layer
 from benchmarks.protocols.protocol import Source
-from benchmarks.protocols.registry import DEFAULT_PROTOCOLS, PROTOCOLS
+from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.report.charts import charts_of, save_charts
 from benchmarks.report.page import write_page
 from benchmarks.report.panels import read_panels
@@ -30,56 +29,20 @@ from benchmarks.results.summary import FLOORS, declared, forward_costs, main_met
 from benchmarks.results.tables import as_text, counts_text, forward_text, table_rows
 from benchmarks.runs.evaluation import Bench, EvaluationPlan, Evaluator, Work
 from benchmarks.runs.folder import RunFolder
+from benchmarks.runs.marked import prepare_networks, retrieval_of
 from benchmarks.runs.memory import peak_memory
 from benchmarks.runs.parallel import evaluate_all, threads_of
 from benchmarks.runs.pictures import write_panels, write_qualitative
-from benchmarks.runs.preparation import ProtocolCache, ShownImages, prepare_bank, query_references
-from benchmarks.runs.settings import ExplainSettings
-from captum_embed import TripletForward, WeightBank
+from benchmarks.runs.preparation import (
+    ProtocolCache,
+    ShownImages,
+    prepare_banks,
+    query_references,
+)
+from benchmarks.runs.settings import ExplainSettings, LocalizeSettings
+from captum_embed import TripletForward
 from captum_embed.errors import InputError
 from captum_embed.weight_bank import encoder_fingerprint
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalizeSettings(ExplainSettings):
-    command: ClassVar[str] = "localize"
-
-    protocols: tuple[str, ...] = setting(
-        f"of {', '.join(PROTOCOLS)}", default=DEFAULT_PROTOCOLS, parse=names
-    )
-    budget: int = setting(
-        "evaluations of the network per image, at most, for the methods that take many",
-        default=DEFAULT_BUDGET,
-        parse=positive_int,
-    )
-    limit: int | None = setting(
-        "test images at most, drawn at random; the tuples still come from all of them",
-        default=None,
-        parse=positive_int,
-    )
-    slow_limit: int | None = setting(
-        "test images at most for the slow methods (tens of passes per image); some of --limit's",
-        default=None,
-        parse=positive_int,
-    )
-    num_mosaics: int = setting(
-        "mosaics of the protocol of that name", default=200, parse=positive_int
-    )
-    workers: int = setting("processes", default=1, parse=positive_int, changes_results=False)
-    memory: bool = setting(
-        "measure the peak memory of every method on one image",
-        default=False,
-        changes_results=False,
-    )
-    figures: bool = setting("draw the figures", default=True, changes_results=False)
-    figure_rows: int = setting(
-        "rows of the qualitative figure", default=4, parse=positive_int, changes_results=False
-    )
-    figure_method: str = setting(
-        "transfer method of the qualitative figure",
-        default="ours_localize",
-        changes_results=False,
-    )
 
 
 def localize(settings: LocalizeSettings) -> Path:
@@ -109,6 +72,7 @@ def localize(settings: LocalizeSettings) -> Path:
         plan = plan_of(settings, device, run.cache)
         works = _works(settings, plan, network, data)
         prepare(settings, plan, forward, layer, data)
+        prepare_networks(settings, plan, data, settings.mark_steps)
         if settings.slow_limit is not None:
             plan = replace(plan, slow_keys=_slow_keys(settings, works))
         evaluate(settings, plan, run, works)
@@ -159,7 +123,12 @@ def _works(
         return embeddings
 
     source = Source(
-        data.test.records, settings.limit, settings.seed, embed, num_mosaics=settings.num_mosaics
+        data.test.records,
+        settings.limit,
+        settings.seed,
+        embed,
+        num_mosaics=settings.num_mosaics,
+        train_records=data.train.records,
     )
     return Work.of({name: PROTOCOLS[name].items(source) for name in plan.protocols})
 
@@ -232,6 +201,8 @@ def prepare(
     methods = select(plan.methods)
     device = torch.device(plan.device)
     for name in plan.protocols:
+        if PROTOCOLS[name].networks:
+            continue
         cache = ProtocolCache(plan.cache / PROTOCOLS[name].shows)
         mines = not PROTOCOLS[name].brings_references
         needs_tuples = mines and any(method.needs_tuples for method in methods)
@@ -245,24 +216,14 @@ def prepare(
                 seed=settings.seed,
                 progress=settings.progress,
             ).save(cache.queries)
-        built: dict[tuple[nn.Module, int, str, str], WeightBank] = {}
-        for spec in distinct_banks(methods):
-            bank_layer = named_layer(forward.encoder, layer, spec.layer)
-            num_tuples = spec.num_tuples or settings.num_tuples
-            mining = spec.mining or settings.mining
-            # What is asked for in two ways, by name and as the run says, is built once.
-            asked = (bank_layer, num_tuples, mining, spec.explains)
-            built[asked] = prepare_bank(
-                cache.bank(spec),
-                TripletForward(forward.encoder, forward.margin, explains=spec.explains).eval(),
-                bank_layer,
-                ShownImages(data.train.records, PROTOCOLS[name]),
-                same=built.get(asked),
-                num_tuples=num_tuples,
-                mining=mining,
-                seed=settings.seed,
-                progress=settings.progress,
-            )
+        prepare_banks(
+            cache,
+            methods,
+            forward,
+            layer,
+            ShownImages(data.train.records, PROTOCOLS[name]),
+            settings,
+        )
 
 
 def evaluate(
@@ -319,6 +280,7 @@ def report(
         },
         "methods": about,
         "main_method": main,
+        "mark_retrieval": retrieval_of(plan),
         "memory": memory,
         "forward": forward_costs(images, plan.protocols, memory),
         "figures": declared(plan.protocols),

@@ -22,9 +22,11 @@ from tqdm import tqdm
 
 from benchmarks.core.files import write_atomically
 from benchmarks.datasets.records import ImageRecord, load_rgb
-from benchmarks.methods import BankSpec
+from benchmarks.methods import BankSpec, Method, distinct_banks
+from benchmarks.networks.build import named_layer
 from benchmarks.networks.checkpoints import read_safetensors
 from benchmarks.protocols.registry import EvaluationProtocol
+from benchmarks.runs.settings import ExplainSettings
 from captum_embed import TripletForward, WeightBank, build_weight_bank
 from captum_embed.errors import InputError
 from captum_embed.weight_bank.mining import mine_tuples, require_minable
@@ -169,6 +171,11 @@ class ProtocolCache:
     def queries(self) -> Path:
         return self.folder / "queries.safetensors"
 
+    @property
+    def network(self) -> Path:
+        """The state of a network that was trained for the protocol."""
+        return self.folder / "network.safetensors"
+
     def bank(self, spec: BankSpec) -> Path:
         return self.folder / spec.folder_name
 
@@ -204,3 +211,31 @@ def prepare_bank(
     )
     bank.save(path)
     return bank
+
+
+def prepare_banks(
+    cache: ProtocolCache,
+    methods: Sequence[Method],
+    forward: TripletForward,
+    layer: nn.Module,
+    images: ShownImages,
+    settings: ExplainSettings,
+) -> None:
+    """All banks that some methods borrow from; what is asked for in two ways is built once."""
+    built: dict[tuple[nn.Module, int, str, str], WeightBank] = {}
+    for spec in distinct_banks(methods):
+        bank_layer = named_layer(forward.encoder, layer, spec.layer)
+        num_tuples = spec.num_tuples or settings.num_tuples
+        mining = spec.mining or settings.mining
+        asked = (bank_layer, num_tuples, mining, spec.explains)
+        built[asked] = prepare_bank(
+            cache.bank(spec),
+            TripletForward(forward.encoder, forward.margin, explains=spec.explains).eval(),
+            bank_layer,
+            images,
+            same=built.get(asked),
+            num_tuples=num_tuples,
+            mining=mining,
+            seed=settings.seed,
+            progress=settings.progress,
+        )

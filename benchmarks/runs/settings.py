@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from benchmarks.core.settings import ClassNumbers, names, positive_int, setting
 from benchmarks.datasets.choice import DATA_HELP, DOWNLOAD_HELP, SPLIT_HELP, SPLITS
+from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks.build import DEFAULT_NETWORK, EMBEDDING_DIM, NETWORK_HELP
+from benchmarks.protocols.registry import DEFAULT_PROTOCOLS, PROTOCOLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,3 +99,50 @@ class TupleSettings:
 @dataclass(frozen=True, kw_only=True)
 class ExplainSettings(DeviceSettings, TupleSettings, NetworkSettings, RunSettings, DataSettings):
     """What every command that explains images is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizeSettings(ExplainSettings):
+    command: ClassVar[str] = "localize"
+
+    protocols: tuple[str, ...] = setting(
+        f"of {', '.join(PROTOCOLS)}", default=DEFAULT_PROTOCOLS, parse=names
+    )
+    budget: int = setting(
+        "evaluations of the network per image, at most, for the methods that take many",
+        default=DEFAULT_BUDGET,
+        parse=positive_int,
+    )
+    limit: int | None = setting(
+        "test images at most, drawn at random; the tuples still come from all of them",
+        default=None,
+        parse=positive_int,
+    )
+    slow_limit: int | None = setting(
+        "test images at most for the slow methods (tens of passes per image); some of --limit's",
+        default=None,
+        parse=positive_int,
+    )
+    num_mosaics: int = setting(
+        "mosaics of the protocol of that name", default=200, parse=positive_int
+    )
+    mark_steps: int = setting(
+        "batches that the last blocks of each network of the mark protocol are trained on",
+        default=15,
+        parse=positive_int,
+    )
+    workers: int = setting("processes", default=1, parse=positive_int, changes_results=False)
+    memory: bool = setting(
+        "measure the peak memory of every method on one image",
+        default=False,
+        changes_results=False,
+    )
+    figures: bool = setting("draw the figures", default=True, changes_results=False)
+    figure_rows: int = setting(
+        "rows of the qualitative figure", default=4, parse=positive_int, changes_results=False
+    )
+    figure_method: str = setting(
+        "transfer method of the qualitative figure",
+        default="ours_localize",
+        changes_results=False,
+    )

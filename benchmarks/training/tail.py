@@ -69,6 +69,7 @@ class TailTraining:
         head_learning_rate (float): likewise for the head.
         seed (int): of the batches.
         classes_per_batch (int): at most.
+        mining (str): triplets of a batch, see `batch_triplet_loss`.
     """
 
     steps: int
@@ -77,6 +78,7 @@ class TailTraining:
     head_learning_rate: float = 1e-3
     seed: int = 0
     classes_per_batch: int = 8
+    mining: str = "semihard"
 
 
 def train_tail(
@@ -130,7 +132,10 @@ def train_tail(
     for batch in tqdm(batches, what, leave=False, disable=not progress):
         indices = torch.tensor([index for index, _ in batch])
         with torch.enable_grad():
-            loss = batch_triplet_loss(tail(activations[indices]), classes[indices], training.margin)
+            embeddings = tail(activations[indices])
+            loss = batch_triplet_loss(
+                embeddings, classes[indices], training.margin, training.mining
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from benchmarks.__main__ import main
+from benchmarks.commands.faithfulness import FaithfulnessSettings
 from benchmarks.core.command_line import INTERRUPTED
-from benchmarks.runs import evaluation
+from benchmarks.runs import evaluation, marked
 
 NETWORK = """
 import torch
@@ -52,7 +55,7 @@ def run(output: str = "run", **changes: str) -> int:
     options = {
         "data": "data", "train-classes": "1-2", "test-classes": "3-6", "device": "cpu",
         "network": "tiny_encoders:build", "methods": METHODS, "output": output,
-        "num-resamples": "50", "num-mosaics": "3", "limit": "2",
+        "num-resamples": "50", "num-mosaics": "3", "limit": "2", "protocols": "mosaic,deletion",
         **{name.replace("_", "-"): value for name, value in changes.items()},
     }  # fmt: skip
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
@@ -151,3 +154,92 @@ def test_too_few_classes_are_refused_before_banks_are_built(
     assert run(test_classes="3-5") == 1
     assert "4 test classes" in capsys.readouterr().err
     assert not list(Path("run/cache").iterdir())
+
+
+def test_all_columns_are_there_and_swap_is_played_by_default(place: Path) -> None:
+    assert FaithfulnessSettings(data="data", output=place).protocols == (
+        "mosaic", "swap", "deletion",
+    )  # fmt: skip
+    assert run(protocols="swap", limit="3") == 0
+    header = Path("run/results.csv").read_text().splitlines()[0].split(",")
+    assert {
+        "mosaic_mass", "mosaic_pointing", "mosaic_foil_mass", "mosaic_foil_pointing", "swap_1",
+        "swap_5", "mark_difference", "mark_auroc", "deletion_spearman", "srg",
+    } <= set(header)  # fmt: skip
+    found = results()
+    count = found["counts"]["measured"]["swap"]
+    assert 0 < count <= 6
+    assert found["counts"]["tried"]["swap"] >= count
+    for name in METHODS.split(","):
+        numbers = found["summary"][name]["swap"]
+        assert numbers["num_images"] == count
+        assert 0 <= numbers["figures"]["swap_1"]["value"] <= numbers["figures"]["swap_5"]["value"]
+        assert numbers["curves"]["swap"]["y"][-1] == numbers["figures"]["swap_5"]["value"]
+
+
+def write_objects(place: Path) -> None:
+    """Grey things of one brightness for each class; colours are left to the marks."""
+    rng = np.random.default_rng(0)
+    lines = ["image,label,x,y,width,height"]
+    for label in range(1, 7):
+        for index in range(4):
+            pixels = rng.integers(0, 40, (256, 256, 3))
+            pixels[:90, :90] = 40 * label + rng.integers(0, 8, (90, 90, 1))
+            name = f"{label}-{index}.png"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / "data" / name)
+            lines.append(f"{name},{label},0,0,90,90")
+    (place / "data" / "boxes.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def retrieval(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
+    """What the check finds; these tiny networks learn little."""
+    found = {name: {"mark": 0.1, "class": 0.8} for name in ("absent", "random")}
+    found["tied"] = {"mark": 0.9, "class": 0.05}
+    monkeypatch.setattr(marked, "_retrieval", lambda *_: found)
+    return found
+
+
+def test_the_mark_is_told_by_three_networks_of_one_start(
+    place: Path, retrieval: dict[str, dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_objects(place)
+    methods = "similarity_grad_cam,lafam,ours_explain_transfer"
+    assert run(protocols="mark", methods=methods, mark_steps="2") == 0
+    printed = capsys.readouterr().out
+    assert "tied: by the mark 90.0%, by the class 5.0%" in printed
+    found = results()
+    assert found["mark_retrieval"] == retrieval
+    assert "tied: by the mark 90.0%" in Path("run/results.md").read_text()
+    edges = found["summary"]["edge_filter"]["mark"]["figures"]
+    assert edges["mark_difference"]["value"] == 0
+    assert edges["mark_auroc"]["value"] == 0.5
+    for name in methods.split(","):
+        numbers = found["summary"][name]["mark"]
+        assert numbers["num_images"] == 2
+        assert set(numbers["figures"]) == {
+            "mark_difference", "mark_auroc", "mark_absent", "mark_tied", "mark_random",
+        }  # fmt: skip
+    states = [
+        load_file(f"run/cache/{name}/mark/network.safetensors")
+        for name in ("absent", "tied", "random")
+    ]
+    heads = [state["head.weight"] for state in states]
+    assert not torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[1], heads[2])
+    # Trained once: the same command reads the networks and the records.
+    assert run(protocols="mark", methods=methods, mark_steps="2") == 0
+    assert results()["summary"] == found["summary"]
+
+
+def test_nothing_is_concluded_from_networks_that_did_not_learn(
+    place: Path, retrieval: dict[str, dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_objects(place)
+    retrieval["tied"] = {"mark": 0.2, "class": 0.7}
+    assert run(protocols="mark", mark_steps="1") == 1
+    assert "concludes nothing" in capsys.readouterr().err
+    assert not Path("run/records.jsonl").exists()
+    retrieval["tied"], retrieval["random"] = {"mark": 0.9, "class": 0.0}, {"mark": 0.9, "class": 0}
+    assert run("other", protocols="mark", mark_steps="1") == 1
+    assert "with marks at random the class" in capsys.readouterr().err

@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 
-from benchmarks.metrics.floors import centre_box, uniform_heatmap, whole_image_box
+from benchmarks.metrics.floors import (
+    centre_box,
+    edge_heatmap,
+    uniform_heatmap,
+    whole_image_box,
+)
 from benchmarks.metrics.localization import threshold_sweep
 from captum_embed.errors import InputError
 
@@ -33,3 +38,22 @@ def test_centre_box_refuses_fractions_out_of_range(fraction):
 def test_floors_refuse_an_image_without_pixels(floor):
     with pytest.raises(InputError, match="0 x 5"):
         floor(0, 5)
+
+
+def test_edges_are_those_of_the_sobel_filter() -> None:
+    image = np.random.default_rng(0).normal(size=(2, 6, 7))
+    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    across, smooth = np.array([-1, 0, 1]), np.array([1, 2, 1])
+    expected = np.zeros((6, 7))
+    for channel in padded:
+        for row in range(6):
+            for column in range(7):
+                window = channel[row : row + 3, column : column + 3]
+                slopes = smooth @ window @ across, across @ window @ smooth
+                expected[row, column] += np.hypot(*slopes)
+    np.testing.assert_allclose(edge_heatmap(image), expected)
+
+
+def test_edges_of_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match="finite image"):
+        edge_heatmap(np.full((3, 4, 4), np.nan))
