@@ -38,6 +38,9 @@ from captum_embed.errors import InputError
 PROTOCOL = "mark"
 HEAD_STEPS = 200
 MARGIN = 1.0
+# The largest squared distance of unit vectors: every triplet has a loss, and so a gradient, also
+# where training has driven the loss to zero.
+BANK_MARGIN = 4.0
 # Test images that retrieval is checked on, at most.
 MOST_CHECKED = 300
 
@@ -117,7 +120,7 @@ def prepare_networks(
         prepare_banks(
             ProtocolCache(of_network.cache / protocol.shows),
             select(plan.methods),
-            TripletForward(network, margin=plan.margin).eval(),
+            TripletForward(network, margin=BANK_MARGIN).eval(),
             find_layer(network, plan.layer),
             MarkedImages(records, protocol, name, settings.seed),
             settings,
