@@ -21,10 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
-from benchmarks.core.seeding import sample, seed_of
+from benchmarks.core.seeding import sample
 from benchmarks.datasets.records import ImageRecord
 from benchmarks.metrics.figures import Figure
 from benchmarks.metrics.floors import uniform_heatmap
@@ -38,15 +36,15 @@ from benchmarks.metrics.single_deletion import (
     relevance_gain,
 )
 from benchmarks.protocols.protocol import (
+    CropProtocol,
     Embed,
-    EvaluationProtocol,
     Frame,
     Measures,
     Question,
     Source,
     centred_heatmap,
 )
-from benchmarks.protocols.references import as_references, unit_embeddings
+from benchmarks.protocols.references import another_of_class, as_references, unit_embeddings
 from captum_embed.errors import InputError
 
 BATCH = 32
@@ -111,25 +109,14 @@ class DeletionFrame(Frame):
     drops: dict[int, NDArray[np.float64]] = field(default_factory=dict, compare=False)
 
 
-class DeletionProtocol(EvaluationProtocol):
-    """F: single deletion and symmetric relevance gain on the attention protocol's crops.
-
-    Args:
-        crops (EvaluationProtocol): shows the images.
-    """
+class DeletionProtocol(CropProtocol):
+    """F: single deletion and symmetric relevance gain on the attention protocol's crops."""
 
     name = "deletion"
     title = "what the removal of a patch does to the similarity, 224 crop"
     signed = True
     brings_references = True
     figures = FIGURES
-
-    def __init__(self, crops: EvaluationProtocol) -> None:
-        self.crops = crops
-        self.shows = crops.shows
-
-    def show(self, image: Image.Image) -> Tensor:
-        return self.crops.show(image)
 
     def items(self, source: Source) -> Sequence[ImageWithReferences]:
         """The test images, or some, each with another one of its class drawn for it.
@@ -138,7 +125,7 @@ class DeletionProtocol(EvaluationProtocol):
             InputError: a class with a single image.
         """
         pairs = [
-            (record, _another(record, source))
+            (record, another_of_class(record, source, self.name))
             for record in sample(source.records, source.limit, source.seed)
         ]
         needed = list({record.key: record for pair in pairs for record in pair}.values())
@@ -240,14 +227,3 @@ def similarities(frame: Frame, removed: NDArray[np.bool_], embed: Embed) -> NDAr
     found = F.normalize(references.double()) @ F.normalize(embeddings.double()).T
     cosines: NDArray[np.float64] = found.numpy()
     return cosines
-
-
-def _another(record: ImageRecord, source: Source) -> ImageRecord:
-    others = [r for r in source.records if r.label == record.label and r.key != record.key]
-    if not others:
-        raise InputError(
-            f"{record.key} is the only image of its class, {record.label}; single deletion "
-            "compares an image with another of its class: leave the class out"
-        )
-    draw = np.random.default_rng(seed_of(source.seed, "deletion", record.key))
-    return others[int(draw.integers(len(others)))]

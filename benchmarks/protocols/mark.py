@@ -35,6 +35,7 @@ from benchmarks.metrics.floors import edge_heatmap, uniform_heatmap
 from benchmarks.metrics.separation import paired_auroc
 from benchmarks.protocols.exchange import background
 from benchmarks.protocols.protocol import (
+    CropProtocol,
     Embed,
     EvaluationProtocol,
     Frame,
@@ -42,6 +43,7 @@ from benchmarks.protocols.protocol import (
     Source,
     centred_heatmap,
 )
+from benchmarks.protocols.references import another_of_class
 from benchmarks.protocols.swap import photograph
 from captum_embed.errors import InputError
 
@@ -98,7 +100,7 @@ class MarkedImage:
         return self.record.label
 
 
-class MarkProtocol(EvaluationProtocol):
+class MarkProtocol(CropProtocol):
     """E: maps of three networks on the same marked crops of the attention protocol.
 
     Args:
@@ -112,12 +114,9 @@ class MarkProtocol(EvaluationProtocol):
     figures = FIGURES
 
     def __init__(self, crops: EvaluationProtocol) -> None:
-        self.crops = crops
+        super().__init__(crops)
         # What is prepared of a network is that network's.
         self.shows = self.name
-
-    def show(self, image: Image.Image) -> Tensor:
-        return self.crops.show(image)
 
     def items(self, source: Source) -> Sequence[MarkedImage]:
         """The test images, or some, each with a mark that is not its own class's.
@@ -127,20 +126,10 @@ class MarkProtocol(EvaluationProtocol):
         """
         tied = marks_of(source.train_records)
         return [
-            MarkedImage(record, self._another(record, source), number, source.seed)
+            MarkedImage(record, another_of_class(record, source, self.name), number, source.seed)
             for record in sample(source.records, source.limit, source.seed)
             for number in [foreign_mark(record, tied, seed_of(source.seed, self.name, record.key))]
         ]
-
-    def _another(self, record: ImageRecord, source: Source) -> ImageRecord:
-        others = [r for r in source.records if r.label == record.label and r.key != record.key]
-        if not others:
-            raise InputError(
-                f"{record.key} is the only image of its class, {record.label}; the mark protocol "
-                "compares an image with another of its class: leave the class out"
-            )
-        draw = np.random.default_rng(seed_of(source.seed, self.name, "another", record.key))
-        return others[int(draw.integers(len(others)))]
 
     def marked(
         self,

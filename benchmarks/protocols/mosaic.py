@@ -16,8 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from benchmarks.core.seeding import seed_of
 from benchmarks.datasets.records import ImageRecord, load_rgb
@@ -25,8 +23,8 @@ from benchmarks.metrics.figures import Figure
 from benchmarks.metrics.floors import uniform_heatmap
 from benchmarks.metrics.mosaic import CELLS, mosaic_mass, mosaic_pointing, told_apart
 from benchmarks.protocols.protocol import (
+    CropProtocol,
     Embed,
-    EvaluationProtocol,
     Frame,
     Measures,
     Question,
@@ -88,24 +86,13 @@ class Mosaic:
         return self.cells[0].label
 
 
-class MosaicProtocol(EvaluationProtocol):
-    """C: two by two crops of the attention protocol; mass and pointing in the asked cell.
-
-    Args:
-        crops (EvaluationProtocol): shows the cells and the references.
-    """
+class MosaicProtocol(CropProtocol):
+    """C: two by two crops of the attention protocol; mass and pointing in the asked cell."""
 
     name = "mosaic"
     title = "cell of the reference's class in mosaics of four 224 crops"
     brings_references = True
     figures = FIGURES
-
-    def __init__(self, crops: EvaluationProtocol) -> None:
-        self.crops = crops
-        self.shows = crops.shows
-
-    def show(self, image: Image.Image) -> Tensor:
-        return self.crops.show(image)
 
     def items(self, source: Source) -> Sequence[Mosaic]:
         """The first `source.num_mosaics` fit draws; fewer are the first of more.

@@ -170,6 +170,21 @@ class EvaluationProtocol(ABC):
         """The same of what needs no explanation, by name."""
 
 
+class CropProtocol(EvaluationProtocol):
+    """A protocol that shows images as another one does.
+
+    Args:
+        crops (EvaluationProtocol): the other one.
+    """
+
+    def __init__(self, crops: EvaluationProtocol) -> None:
+        self.crops = crops
+        self.shows = crops.shows
+
+    def show(self, image: Image.Image) -> Tensor:
+        return self.crops.show(image)
+
+
 def centred_heatmap(size: tuple[int, int]) -> np.ndarray:
     """1 in the centre box, its sides rounded to pixels, and 0 around it, (H, W)."""
     height, width = size

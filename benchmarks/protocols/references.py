@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.core.seeding import seed_of
 from benchmarks.datasets.records import ImageRecord, load_rgb
-from benchmarks.protocols.protocol import Embed
+from benchmarks.protocols.protocol import Embed, Source
 from captum_embed.errors import InputError
 
 BATCH = 16
@@ -54,3 +55,24 @@ def unit_embeddings(
 def as_references(embeddings: NDArray[Any]) -> Tensor:
     """Embeddings (D,) or (M, D) as a question takes them, (M, D)."""
     return torch.from_numpy(np.atleast_2d(embeddings))
+
+
+def another_of_class(record: ImageRecord, source: Source, protocol: str) -> ImageRecord:
+    """Another image of the same class, drawn for this one.
+
+    Args:
+        record (ImageRecord): of the image.
+        source (Source): all images, and the seed of the draw.
+        protocol (str): whose draw it is.
+
+    Raises:
+        InputError: there is none.
+    """
+    others = [r for r in source.records if r.label == record.label and r.key != record.key]
+    if not others:
+        raise InputError(
+            f"{record.key} is the only image of its class, {record.label}; the {protocol} protocol "
+            "compares an image with another of its class: leave the class out"
+        )
+    draw = np.random.default_rng(seed_of(source.seed, protocol, record.key))
+    return others[int(draw.integers(len(others)))]

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
@@ -27,8 +26,8 @@ from benchmarks.metrics.figures import Curve, Figure
 from benchmarks.metrics.floors import uniform_heatmap
 from benchmarks.metrics.removal import SHARES, area_under_curve, removal_masks
 from benchmarks.protocols.protocol import (
+    CropProtocol,
     Embed,
-    EvaluationProtocol,
     Frame,
     Measures,
     centred_heatmap,
@@ -89,20 +88,13 @@ CURVES = (
 )
 
 
-class FaithfulnessProtocol(EvaluationProtocol):
+class FaithfulnessProtocol(CropProtocol):
     """Deletion and insertion on the attention protocol's crops; needs the network."""
 
     name = "faithfulness"
     title = "deletion and insertion on the similarity of embeddings, 224 crop"
     figures = FIGURES
     curves = CURVES
-
-    def __init__(self, crops: EvaluationProtocol) -> None:
-        self.crops = crops
-        self.shows = crops.shows
-
-    def show(self, image: Image.Image) -> Tensor:
-        return self.crops.show(image)
 
     def frame(self, item: ImageRecord) -> Frame | None:
         return self.crops.frame(item)

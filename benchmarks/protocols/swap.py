@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from benchmarks.core.seeding import sample, seed_of
@@ -40,8 +39,8 @@ from benchmarks.protocols.exchange import (
     with_object_of,
 )
 from benchmarks.protocols.protocol import (
+    CropProtocol,
     Embed,
-    EvaluationProtocol,
     Frame,
     Measures,
     Question,
@@ -123,13 +122,10 @@ class SwapFrame(Frame):
     kind: Kind = "object"
 
 
-class SwapProtocol(EvaluationProtocol):
+class SwapProtocol(CropProtocol):
     """D: the swap game on the attention protocol's crops.
 
     The object is where the mask is, or the box where an image has no mask.
-
-    Args:
-        crops (EvaluationProtocol): shows the images.
     """
 
     name = "swap"
@@ -138,13 +134,6 @@ class SwapProtocol(EvaluationProtocol):
     brings_references = True
     figures = FIGURES
     curves = CURVES
-
-    def __init__(self, crops: EvaluationProtocol) -> None:
-        self.crops = crops
-        self.shows = crops.shows
-
-    def show(self, image: Image.Image) -> Tensor:
-        return self.crops.show(image)
 
     def items(self, source: Source) -> Sequence[Game]:
         """For each test image, or some, a game of each kind that is fit to be played.

@@ -533,7 +533,7 @@ def test_times_of_methods_that_share_a_pass_hold_that_pass(
 
     names = ("layer_activation", "layer_grad_cam", "saliency")
     plan = evaluation.EvaluationPlan(
-        "tiny_networks:build", None, "features", names, ("attention",), 0.2, 1, 0, "cpu",
+        "tiny_networks:build", None, "features", names, ("attention",), 0.2, 0, "cpu",
         Path("run/cache"),
     )  # fmt: skip
     bench = evaluation.Evaluator(plan).benches["attention"]
