@@ -8,11 +8,12 @@ photograph once as it is and once without its object, so that a mark that is of 
 - random: each with a mark drawn at random, so that it says nothing of the class.
 
 The test images are photographs of other classes, each with one of the marks. Explained is the
-similarity to a reference that shares both with it: another photograph of its class, with the same
-mark elsewhere. The network trained with the tied marks rests on the mark, the one trained with
-marks at random on the object. With c, the share of a map in the mark, the figures are the mean of
-c(tied) - c(random), and how well c tells the two networks apart (AUROC). What does not look at
-the network, such as an edge filter, scores 0 and 0.5.
+match: the similarity to a reference that shares both with it, another photograph of its class with
+the same mark elsewhere, less the mean similarity to foils that share neither. The network trained
+with the tied marks rests on the mark, the one trained with marks at random on the object. With c,
+the share of a map in the mark, the figures are the mean of c(tied) - c(random), and how well c
+tells the two networks apart (AUROC). What does not look at the network, such as an edge filter,
+scores 0 and 0.5.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from benchmarks.protocols.swap import photograph
 from captum_embed.errors import InputError
 
 NETWORKS = ("absent", "tied", "random")
+NUM_FOILS = 4
 
 FIGURES = (
     Figure(
@@ -83,12 +85,14 @@ class MarkedImage:
         record (ImageRecord): of the image.
         other (ImageRecord): another image of its class.
         number (int): of the mark, which both have.
+        foils (tuple): images of other classes, and the number of each one's mark, which is another.
         seed (int): of the marks' places.
     """
 
     record: ImageRecord
     other: ImageRecord
     number: int
+    foils: tuple[tuple[ImageRecord, int], ...]
     seed: int
 
     @property
@@ -126,10 +130,26 @@ class MarkProtocol(CropProtocol):
         """
         tied = marks_of(source.train_records)
         return [
-            MarkedImage(record, another_of_class(record, source, self.name), number, source.seed)
+            self._item(record, tied, source)
             for record in sample(source.records, source.limit, source.seed)
-            for number in [foreign_mark(record, tied, seed_of(source.seed, self.name, record.key))]
         ]
+
+    def _item(self, record: ImageRecord, tied: dict[int, int], source: Source) -> MarkedImage:
+        draw = np.random.default_rng(seed_of(source.seed, self.name, "foils", record.key))
+        number = foreign_mark(record, tied, seed_of(source.seed, self.name, record.key))
+        strangers = [one for one in source.records if one.label != record.label]
+        others = [other for other in tied.values() if other != number]
+        if not strangers:
+            raise InputError(
+                "the mark protocol takes two test classes or more: foils are of another class; "
+                "choose more classes, or leave the mark protocol out"
+            )
+        foils = tuple(
+            (strangers[index], others[draw.integers(len(others))])
+            for index in draw.integers(len(strangers), size=NUM_FOILS)
+        )
+        other = another_of_class(record, source, self.name)
+        return MarkedImage(record, other, number, foils, source.seed)
 
     def marked(
         self,
@@ -169,9 +189,11 @@ class MarkProtocol(CropProtocol):
     def frame(self, item: MarkedImage) -> Frame | None:
         own = self.marked(item.record, item.number, item.seed, "test")
         other = self.marked(item.other, item.number, item.seed, "reference")
-        if own is None or other is None:
+        foils = [self.marked(one, number, item.seed, "foil") for one, number in item.foils]
+        shown = [foil[0] for foil in foils if foil is not None]
+        if own is None or other is None or not shown:
             return None
-        return Frame(own[0], own[1], reference=other[0])
+        return Frame(own[0], own[1], reference=other[0], foils=torch.stack(shown))
 
     def measure(
         self, heatmaps: Sequence[np.ndarray], frame: Frame, embed: Embed | None = None

@@ -97,6 +97,7 @@ class Frame:
         questions (tuple of Question): one for each heatmap.
         reference (Tensor, optional): (3, H, W), an image of which the embedding, by whatever
             network is asked, is the reference of the one question.
+        foils (Tensor, optional): (F, 3, H, W), likewise the foils.
     """
 
     image: Tensor
@@ -104,6 +105,7 @@ class Frame:
     mask: np.ndarray | None = None
     questions: tuple[Question, ...] = (Question(),)
     reference: Tensor | None = None
+    foils: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -197,8 +197,9 @@ class Bench:
         """One query for each question of a frame."""
         questions = frame.questions
         if frame.reference is not None:
+            foils = None if frame.foils is None else F.normalize(self.embed(frame.foils))
             embedding = F.normalize(self.embed(frame.reference[None]))
-            questions = (Question(embedding),)
+            questions = (Question(embedding, foils),)
         return [self.query(key, frame.image, question) for question in questions]
 
     def heatmap(self, name: str, query: Query) -> np.ndarray:

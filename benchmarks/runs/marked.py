@@ -36,8 +36,8 @@ from captum_embed import TripletForward
 from captum_embed.errors import InputError
 
 PROTOCOL = "mark"
-HEAD_STEPS = 200
-MARGIN = 1.0
+HEAD_STEPS = 100
+MARGIN = 0.5
 # The largest squared distance of unit vectors: every triplet has a loss, and so a gradient, also
 # where training has driven the loss to zero.
 BANK_MARGIN = 4.0
@@ -157,7 +157,7 @@ def _train(
     labels = 2 * images.targets
     trunk, tail = split(network)
     activations = in_batches(trunk, shown, what, progress=progress)
-    training = TailTraining(steps, MARGIN, seed=settings.seed, mining="hardest")
+    training = TailTraining(steps, MARGIN, seed=settings.seed)
     if isinstance(tail, EmbeddingNetwork):
         # What is below the head does not change yet, and is run once.
         pooled = in_batches(nn.Sequential(tail.features, tail.pool), activations)

@@ -69,7 +69,6 @@ class TailTraining:
         head_learning_rate (float): likewise for the head.
         seed (int): of the batches.
         classes_per_batch (int): at most.
-        mining (str): triplets of a batch, see `batch_triplet_loss`.
     """
 
     steps: int
@@ -78,7 +77,6 @@ class TailTraining:
     head_learning_rate: float = 1e-3
     seed: int = 0
     classes_per_batch: int = 8
-    mining: str = "semihard"
 
 
 def train_tail(
@@ -132,10 +130,7 @@ def train_tail(
     for batch in tqdm(batches, what, leave=False, disable=not progress):
         indices = torch.tensor([index for index, _ in batch])
         with torch.enable_grad():
-            embeddings = tail(activations[indices])
-            loss = batch_triplet_loss(
-                embeddings, classes[indices], training.margin, training.mining
-            )
+            loss = batch_triplet_loss(tail(activations[indices]), classes[indices], training.margin)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -100,6 +100,11 @@ def test_test_images_have_a_mark_that_their_reference_shares(records: list[Image
         drawn = to_tensor(Image.fromarray(mark(item.number)))
         assert torch.equal(frame.image[:, y0:y1, x0:x1], drawn)
         assert contains(frame.reference, drawn)
+        assert frame.foils is not None
+        for (foil, number), shown in zip(item.foils, frame.foils, strict=True):
+            assert foil.label != item.label
+            assert number != item.number
+            assert contains(shown, to_tensor(Image.fromarray(mark(number))))
     limited: list[Any] = list(MARK.items(Source(records, limit=2, train_records=records)))
     numbers = {item.key: item.number for item in items}
     assert all(numbers[item.key] == item.number for item in limited)
@@ -157,5 +162,7 @@ def test_what_cannot_be_asked_is_refused(records: list[ImageRecord]) -> None:
     with pytest.raises(InputError, match="two classes or more, and there are 1"):
         marks_of(records[:2])
     with pytest.raises(InputError, match="only image of its class"):
-        MARK.items(Source(records[:1], train_records=records))
+        MARK.items(Source([records[0], *records[2:]], train_records=records))
+    with pytest.raises(InputError, match="two test classes"):
+        MARK.items(Source(records[:2], train_records=records))
     assert foreign_mark(records[0], {1: 0, 2: 1}, 5) == 1
