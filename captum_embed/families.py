@@ -7,6 +7,7 @@ known here is checked, network by network, against the table of ``docs/how_to/tr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -87,6 +88,28 @@ def place_of(encoder: nn.Module) -> Place:
     raise LayerError(
         f"the layer of {type(encoder).__name__} cannot be told: its modules are those of no known "
         "family; give the last layer in front of the pooling yourself, with its layout"
+    )
+
+
+def transformer_blocks(encoder: Any) -> list[nn.Module]:
+    """The blocks of a vision transformer of a known family, in their order.
+
+    Raises:
+        LayerError: It is none.
+
+    Example::
+
+        >>> from torchvision.models import VisionTransformer
+        >>> len(transformer_blocks(VisionTransformer(32, 8, 2, 2, 16, 32)))
+        2
+    """
+    for root in encoder.modules() if isinstance(encoder, nn.Module) else ():
+        for pattern, telling in _LAST_NORMS:
+            if _named(root, pattern) and _named(root, telling):
+                return list(root.get_submodule(pattern.partition(".*")[0]).children())
+    raise LayerError(
+        f"{type(encoder).__name__} is no vision transformer of a known family; pass its blocks, in "
+        "their order, with blocks=[...]; networks without attention have other methods"
     )
 
 

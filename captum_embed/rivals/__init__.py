@@ -10,9 +10,11 @@ from captum_embed.rivals.activation_decomposition import ActivationDecomposition
 from captum_embed.rivals.cocoa import COCOA
 from captum_embed.rivals.eigen_cam import EigenCAM
 from captum_embed.rivals.embedding_cam import EmbeddingCAM, class_proxies
+from captum_embed.rivals.gradient_attention_rollout import GradientAttentionRollout
 from captum_embed.rivals.label_free import LabelFree
 from captum_embed.rivals.lafam import LaFAM
 from captum_embed.rivals.layer_cam import EmbeddingLayerCAM
+from captum_embed.rivals.le_grad import LeGrad
 from captum_embed.rivals.relax import RELAX
 from captum_embed.rivals.sbsm import SBSM
 from captum_embed.rivals.score_cam import ScoreCAM
@@ -28,8 +30,10 @@ __all__ = [
     "EigenCAM",
     "EmbeddingCAM",
     "EmbeddingLayerCAM",
+    "GradientAttentionRollout",
     "LaFAM",
     "LabelFree",
+    "LeGrad",
     "ScoreCAM",
     "SecondOrderAttribution",
     "SimilarityGradCam",

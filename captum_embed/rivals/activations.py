@@ -132,6 +132,15 @@ class ActivationMap(LayerMap):
             return packed(each, each, map_of)
 
 
+def require_gradient(scores: Tensor) -> None:
+    """Raises LayerError where scores have no graph."""
+    if not scores.requires_grad:
+        raise LayerError(
+            "the score does not depend on the network through a graph; does the encoder run under "
+            "torch.no_grad(), or detach?"
+        )
+
+
 def require_positions(activations: Tensor) -> None:
     """Raises LayerError where activations have no dimension besides examples and channels."""
     if activations.dim() < 3:
