@@ -31,6 +31,7 @@ from captum_embed.rivals import (
     SimilarityGradCam,
     class_proxies,
 )
+from captum_embed.rivals.activations import ActivationMap
 from captum_embed.rivals.linear_embedding import Pooling
 
 
@@ -145,15 +146,20 @@ def _embedding_layer_cam(subject: Subject) -> Explainer:
     return _with_tuples(explain)
 
 
-def _eigen_cam(subject: Subject) -> Explainer:
-    method = EigenCAM(subject.network, subject.layer)
+def of_activations(method: type[ActivationMap]) -> Callable[[Subject], Explainer]:
+    """A map of what the layer puts out, whatever the match."""
 
-    def explain(query: Query) -> Tensor:
-        signed_map = method.attribute(query.image)
-        assert isinstance(signed_map, Tensor)
-        return signed_map
+    def build(subject: Subject) -> Explainer:
+        attribution = method(subject.network, subject.layer)
 
-    return explain
+        def explain(query: Query) -> Tensor:
+            signed_map = attribution.attribute(query.image)
+            assert isinstance(signed_map, Tensor)
+            return signed_map
+
+        return explain
+
+    return tried(build)
 
 
 METHODS = (
@@ -161,7 +167,7 @@ METHODS = (
         "activation_decomposition",
         "Activation decomposition",
         "rival",
-        "Zhu et al.: share in the cosine similarity to the references, averaged",
+        "Zhu et al.: share in the cosine similarity to the references, without foils",
         tried(_decomposition_of_positives),
         shares_forward=True,
     ),
@@ -198,7 +204,7 @@ METHODS = (
         "similarity_grad_cam",
         "Similarity Grad-CAM",
         "rival",
-        "Grad-CAM of the dot product with the references, before the L2 norm",
+        "Grad-CAM of the dot product with the references, without foils, before the L2 norm",
         tried(_similarity_grad_cam),
         shares_forward=True,
     ),
@@ -215,7 +221,7 @@ METHODS = (
         "Eigen-CAM",
         "rival",
         "activation along its first principal direction, whatever the match",
-        tried(_eigen_cam),
+        of_activations(EigenCAM),
         needs_tuples=False,
         shares_forward=True,
     ),

@@ -13,7 +13,17 @@ from benchmarks.methods.budget import batch_size, window_sides, window_stride
 from benchmarks.methods.captum_call import explainer
 from benchmarks.methods.match import direction
 from benchmarks.methods.method import Explainer, Method, Query, Subject
-from captum_embed.rivals import RELAX, SBSM, AblationCAM, LaFAM, ScoreCAM, SecondOrderAttribution
+from benchmarks.methods.rivals import of_activations
+from captum_embed.rivals import (
+    RELAX,
+    SBSM,
+    AblationCAM,
+    GradientAttentionRollout,
+    LaFAM,
+    LeGrad,
+    ScoreCAM,
+    SecondOrderAttribution,
+)
 
 
 def _scored(
@@ -60,17 +70,6 @@ def _channels(subject: Subject, query: Query) -> dict[str, Any]:
     }
 
 
-def _lafam(subject: Subject) -> Explainer:
-    method = LaFAM(subject.network, subject.layer)
-
-    def explain(query: Query) -> Tensor:
-        signed_map = method.attribute(query.image)
-        assert isinstance(signed_map, Tensor)
-        return signed_map
-
-    return explain
-
-
 def _second_order(subject: Subject) -> Explainer:
     head = getattr(subject.network, "head", None)
     method = SecondOrderAttribution(subject.network, subject.layer, head, similarity="cosine")
@@ -91,7 +90,7 @@ METHODS = (
         "LaFAM",
         "rival",
         "mean of the channels, whatever the match",
-        tried(_lafam),
+        of_activations(LaFAM),
         needs_tuples=False,
         shares_forward=True,
     ),
@@ -130,7 +129,21 @@ METHODS = (
         "second_order",
         "Second order",
         "rival",
-        "Jacobians at the layer along the path from zero, times those of the references",
+        "Jacobians at the layer along the path from zero, times the references, without foils",
         tried(_second_order),
+    ),
+    Method(
+        "le_grad",
+        "LeGrad",
+        "rival",
+        "positive gradients of the attention by the match that each block would give",
+        _scored(lambda s: LeGrad(s.forward), lambda *_: {}),
+    ),
+    Method(
+        "gradient_attention_rollout",
+        "Chefer et al.",
+        "rival",
+        "attention times its gradient by the match, rolled out over the blocks",
+        _scored(lambda s: GradientAttentionRollout(s.forward), lambda *_: {}),
     ),
 )

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from benchmarks.methods import METHODS, Method, MethodUnavailableError, Query, Subject, heatmap
 from benchmarks.methods.match import Match
 
-OTHERS = [n for n, m in METHODS.items() if m.family.startswith("captum") or m.family == "rival"]
+# They take a vision transformer: test_attention_methods.py
+OF_ATTENTION = {"le_grad", "gradient_attention_rollout"}
+OTHERS = [
+    n
+    for n, m in METHODS.items()
+    if (m.family.startswith("captum") or m.family == "rival") and n not in OF_ATTENTION
+]
 SLOW = [name for name in OTHERS if METHODS[name].cost == "slow"]
 ISSUE = {
     "LayerGradCam", "GuidedGradCam", "LayerActivation", "LayerGradientXActivation",

@@ -34,7 +34,13 @@ def lite0_query() -> Query:
     return Query(image, tuple(references))
 
 
-OTHERS = [n for n, m in METHODS.items() if m.family.startswith("captum") or m.family == "rival"]
+# They take a vision transformer: test_attention_methods.py
+OF_ATTENTION = {"le_grad", "gradient_attention_rollout"}
+OTHERS = [
+    n
+    for n, m in METHODS.items()
+    if (m.family.startswith("captum") or m.family == "rival") and n not in OF_ATTENTION
+]
 
 
 @pytest.mark.parametrize("name", OTHERS)
