@@ -56,8 +56,8 @@ def require_compatible(
             f"the weight bank was built for a layer in layout '{built_for}', and the layout given "
             f"is '{layout}'; give layout='{built_for}', or build a bank for this layer"
         )
-    tokens = bank.metadata.get("prefix_tokens", "0")
-    if prefix_tokens is not None and tokens != str(prefix_tokens):
+    tokens = bank.metadata.get("prefix_tokens", "0" if "layout" in bank.metadata else None)
+    if None not in (prefix_tokens, tokens) and tokens != str(prefix_tokens):
         raise BankMismatchError(
             f"the weight bank was built with prefix_tokens={tokens}, and given is {prefix_tokens}; "
             "give that number, or build a bank for this one"

@@ -190,11 +190,7 @@ def test_gradients_banks_and_transfer_are_those_of_a_reshape_by_hand(case):
         torch.testing.assert_close(grad_cam.grad_weights(x), weights)
         torch.testing.assert_close(grad_cam.attribute(x), weighed(weights, activations))
 
-        facts = {
-            "prefix_tokens": str(settings.get("prefix_tokens", 0)),
-            "layout": settings["layout"],
-        }
-        bank = WeightBank(embeddings[:1], torch.randn_like(weights[:1]), metadata=facts)
+        bank = WeightBank(embeddings[:1], torch.randn_like(weights[:1]))
         transfer = EmbeddingLayerGradCam(forward, weight_bank=bank, **settings)
         expected = weighed(bank.weights.expand_as(weights), activations)
         torch.testing.assert_close(transfer.attribute(x), expected)
