@@ -252,8 +252,8 @@ def planes_chart(planes: Sequence[tuple[str, Mapping[str, Any], str, str]]) -> A
             # It is made for a file, in which nobody zooms.
             for layer in layers:
                 layer.params = alt.Undefined
-            heading = alt.Title(title, subtitle=images_of(results))
-            panels.append(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=heading))
+            panel = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=title)
+            panels.append(panel)
     return alt.vconcat(*panels, spacing=30).add_params(*parameters(list(shown.values())))
 
 

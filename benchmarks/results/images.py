@@ -97,6 +97,10 @@ class ImageTable:
         chosen = self.table.filter(pc.field("method").is_valid())
         return set(chosen["protocol"].unique().to_pylist())
 
+    def methods(self) -> set[str]:
+        """The methods and floors that were measured."""
+        return set(self.table["method"].drop_null().unique().to_pylist())
+
     def classes(self) -> dict[str, int]:
         """The class of each image."""
         columns = self.table.select(["key", "label"]).to_pydict()

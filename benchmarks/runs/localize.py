@@ -258,7 +258,7 @@ def report(
     """Write the results and figures, and print the table and where they are."""
     evaluator = Evaluator(plan)
     images = ImageTable.from_records(run.records())
-    about = _about_methods(plan.methods, evaluator.unavailable)
+    about = _about_methods(plan.methods, evaluator.unavailable, images.methods())
     main = main_method(about)
     names = [method["name"] for method in about if not method["unavailable"]]
     tried = _num_tried(works, plan.protocols)
@@ -344,7 +344,10 @@ def draw_figures(
     )
 
 
-def _about_methods(chosen: tuple[str, ...], unavailable: dict[str, str]) -> list[dict[str, Any]]:
+def _about_methods(
+    chosen: tuple[str, ...], unavailable: dict[str, str], measured: set[str]
+) -> list[dict[str, Any]]:
+    """The methods, and the floors that some protocol of the run measured."""
     about: list[dict[str, Any]] = [
         {
             "name": method.name,
@@ -359,5 +362,6 @@ def _about_methods(chosen: tuple[str, ...], unavailable: dict[str, str]) -> list
     about += [
         {"name": name, "title": title, "family": "floor", "unavailable": None}
         for name, title in FLOORS.items()
+        if name in measured
     ]
     return about

@@ -182,5 +182,5 @@ def test_files_are_whole_and_the_same_each_time(results: dict[str, Any], tmp_pat
 def test_runs_stand_one_above_the_other(shared_results: dict[str, Any]) -> None:
     planes = [(title, shared_results, "accuracy_at_0.2", "score") for title in ("one", "two")]
     spec = planes_chart(planes).to_dict()
-    assert [panel["title"]["text"] for panel in spec["vconcat"]] == ["one", "two"]
+    assert [panel["title"] for panel in spec["vconcat"]] == ["one", "two"]
     assert vl_convert.vegalite_to_svg({**spec, "config": CONFIG}).count("Eigen-CAM") >= 2
