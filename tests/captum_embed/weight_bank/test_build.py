@@ -382,7 +382,7 @@ def test_layers_that_do_not_serve_are_refused_at_the_first_batch(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e[:, :, None], r"returned shape \(3, 5, 1\); expected embeddings \(N, D\)"),
+        (lambda e: e[:, :, None].repeat(1, 1, 2), r"returned shape \(3, 5, 2\); expected emb"),
         (lambda e: e[:2], r"returned \(2, 5\) for 3 images"),
         (lambda e: (e, e), r"returned tuple of \[\(3, 5\), \(3, 5\)\]"),
     ],
