@@ -20,7 +20,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "examples", "reports", "images", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "examples", "images", "**.ipynb_checkpoints"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
@@ -39,4 +39,3 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Source", "notes_style")]
 
 html_theme = "furo"
-html_static_path = ["_static"]
