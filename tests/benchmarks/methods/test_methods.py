@@ -25,6 +25,9 @@ from captum_embed.errors import InputError
 from captum_embed.recipes import EXPLAIN, LOCALIZE
 
 CHANNELS, WIDTH, TUPLES = 60, 6, 5
+# They need attention: unavailable on the network here (test_rival_entries.py).
+OF_ATTENTION = {"le_grad", "gradient_attention_rollout"}
+SERVING = [name for name in METHODS if name not in OF_ATTENTION]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def explain(name: str, subject: Subject, query: Query) -> Tensor:
     return METHODS[name].build(subject)(query)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SERVING)
 def test_every_method_gives_a_finite_map_of_the_image_s_size(
     name: str, subject: Subject, query: Query
 ) -> None:
@@ -75,7 +78,7 @@ def test_every_method_gives_a_finite_map_of_the_image_s_size(
     assert pixels.min() >= 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SERVING)
 def test_an_image_without_references_has_an_empty_map_or_needs_no_tuples(
     name: str, subject: Subject, query: Query
 ) -> None:
@@ -88,7 +91,7 @@ def test_an_image_without_references_has_an_empty_map_or_needs_no_tuples(
         assert torch.equal(signed, explain(name, subject, query))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SERVING)
 def test_a_method_leaves_the_network_as_it_was(name: str, subject: Subject, query: Query) -> None:
     network = subject.network
     before = {k: v.clone() for k, v in network.state_dict().items()}

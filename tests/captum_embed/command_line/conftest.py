@@ -17,7 +17,7 @@ def small():
 def other():
     return small().append(nn.Linear(8, 4))
 """
-TINY = ("--network", "tiny_networks:small", "--layer", "1", "--image-size", "32", "--quiet")
+TINY = ("--network", "cli_tiny_networks:small", "--layer", "1", "--image-size", "32", "--quiet")
 
 
 def draw(path: Path, seed: int) -> Path:
@@ -32,7 +32,7 @@ def draw(path: Path, seed: int) -> Path:
 @pytest.fixture
 def birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a network, a folder of classes and two photographs."""
-    (tmp_path / "tiny_networks.py").write_text(FACTORIES)
+    (tmp_path / "cli_tiny_networks.py").write_text(FACTORIES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for seed in range(6):

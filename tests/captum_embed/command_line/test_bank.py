@@ -31,7 +31,7 @@ def test_a_bank_of_a_folder_is_the_librarys(
     birds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = build(capsys, "birds", "birds.bank")
-    network = load_network("tiny_networks:small", device="cpu")
+    network = load_network("cli_tiny_networks:small", device="cpu")
     folder = ImageFolder("birds", network.preprocessing.replaced(image_size=32))
     forward = TripletForward(network.encoder)
     expected = build_weight_bank(forward, network.encoder[1], folder, progress=False)

@@ -57,7 +57,7 @@ def test_maps_are_those_of_the_library(birds: Path, capsys: pytest.CaptureFixtur
     found = explained(
         capsys, "query.png", "--reference", "hit.png", "--foil", "birds/jay", "--bank", "birds.bank"
     )
-    network = load_network("tiny_networks:small", device="cpu")
+    network = load_network("cli_tiny_networks:small", device="cpu")
     preprocessing = network.preprocessing.replaced(image_size=32)
 
     def tensor(*paths: str) -> torch.Tensor:
@@ -120,7 +120,7 @@ def test_the_page_holds_everything_and_names_do_no_harm(
     assert len(written) == len(hostile) == len(found["images"])
     assert all(name.isascii() and len(name) < 60 for name in written)
     here = {path.name for path in birds.iterdir()} - {"__pycache__"}
-    assert here == {"birds", "explanations", "hit.png", "odd", "query.png", "tiny_networks.py"}
+    assert here == {"birds", "explanations", "hit.png", "odd", "query.png", "cli_tiny_networks.py"}
 
 
 def test_a_folder_of_its_own_is_replaced_and_no_other(
@@ -167,7 +167,7 @@ def test_nothing_is_written_before_all_fits(
         (("query.png", *bank, *network, "--image-size", "40"), "--image-size"),
         (("query.png", *bank, *network, "--layout", "tokens"), "built for the layout"),
         (
-            ("query.png", *bank, "--network", "tiny_networks:other", "--quiet"),
+            ("query.png", *bank, "--network", "cli_tiny_networks:other", "--quiet"),
             "built with other weights",
         ),
         (("query.png", "--bank", "birds", *network), "not a weight bank"),

@@ -12,7 +12,7 @@ from captum_embed.errors import InputError, LayerError
 
 @pytest.fixture
 def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "my_networks.py").write_text(
+    (tmp_path / "cli_networks.py").write_text(
         "from torch import nn\n"
         "def small():\n"
         "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
@@ -77,7 +77,7 @@ def test_a_checkpoint_with_its_classifier_or_without_fills_the_network(tmp_path:
 
 
 def test_other_checkpoints_are_refused(factories: Path) -> None:
-    state = load_network("my_networks:small", device="cpu").encoder.state_dict()
+    state = load_network("cli_networks:small", device="cpu").encoder.state_dict()
     cases = {
         "lacks 1": {"0.bias": state["0.bias"]},
         "has besides 1": {**state, "more": torch.zeros(2)},
@@ -87,20 +87,20 @@ def test_other_checkpoints_are_refused(factories: Path) -> None:
     for message, tensors in cases.items():
         save_file(tensors, "given.safetensors")
         with pytest.raises(InputError, match=message):
-            load_network("my_networks:small", checkpoint="given.safetensors", device="cpu")
+            load_network("cli_networks:small", checkpoint="given.safetensors", device="cpu")
     torch.save(state, "pickled.pt")
     for name, message in (("pickled.pt", "not a readable safetensors"), ("absent", "no checkp")):
         with pytest.raises(InputError, match=message):
-            load_network("my_networks:small", checkpoint=name, device="cpu")
+            load_network("cli_networks:small", checkpoint=name, device="cpu")
 
 
 def test_a_factory_decides_on_its_embeddings(factories: Path) -> None:
-    network = load_network("my_networks:small", device="cpu")
+    network = load_network("cli_networks:small", device="cpu")
     images = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(network.encoder(images), network.encoder[0](images).mean((2, 3)))
     state = {name: torch.ones_like(value) for name, value in network.encoder.state_dict().items()}
     save_file(state, "ones.safetensors")
-    filled = load_network("my_networks:small", checkpoint="ones.safetensors", device="cpu")
+    filled = load_network("cli_networks:small", checkpoint="ones.safetensors", device="cpu")
     assert torch.equal(filled.encoder[0].weight, torch.ones(4, 3, 3, 3))
 
 
@@ -116,11 +116,11 @@ def test_a_factory_decides_on_its_embeddings(factories: Path) -> None:
         ("torchvision:resnet18", {"weights": "random", "device": "nowhere"}, "not available"),
         ("timm:resnet10x", {"weights": "random"}, "resnet10t"),
         ("timm:resnet10t", {"weights": "V1"}, "in the model's name"),
-        ("my_networks:absent", {}, "could not be made"),
-        ("my_networks:broken", {}, "ZeroDivisionError"),
-        ("my_networks:wrong", {}, "not an nn.Module"),
+        ("cli_networks:absent", {}, "could not be made"),
+        ("cli_networks:broken", {}, "ZeroDivisionError"),
+        ("cli_networks:wrong", {}, "not an nn.Module"),
         ("no.such.module:network", {}, "could not be made"),
-        ("my_networks:small", {"weights": "random"}, "decides on its own"),
+        ("cli_networks:small", {"weights": "random"}, "decides on its own"),
     ],
 )
 def test_what_is_no_network_is_refused(
