@@ -129,7 +129,8 @@ class ImageSet:
 def load_rgb(record: ImageRecord) -> Image.Image:
     """Decode an image of 8 bits a channel, at most `MAX_PIXELS` large, in one of `FORMATS`.
 
-    EXIF orientation is ignored: boxes are in the pixels as stored.
+    EXIF orientation is ignored: boxes are in the pixels as stored. Pillow turns the pixels of a
+    TIFF, so one that is stored turned is refused.
 
     Raises:
         UnreadableImageError: the file is missing, truncated, not such an image, or too large.
@@ -209,7 +210,7 @@ def clip_box(box: Box, width: int, height: int, name: str = "an image") -> Box:
 def _decode(path: Path, mode: str | None) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as image:
-            _require_eight_bits(path, image)
+            _require_faithful(path, image)
             image.load()
             return image.copy() if mode is None or image.mode == mode else image.convert(mode)
     # Pillow raises SyntaxError, ValueError and others on broken files, besides OSError.
@@ -221,7 +222,7 @@ def _decode(path: Path, mode: str | None) -> Image.Image:
         ) from error
 
 
-def _require_eight_bits(path: Path, image: Image.Image) -> None:
+def _require_faithful(path: Path, image: Image.Image) -> None:
     """Refuse, before it is decoded, what would become wrong or too large."""
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -233,6 +234,14 @@ def _require_eight_bits(path: Path, image: Image.Image) -> None:
             f"{path}: its pixels are numbers of more than 8 bits (mode {image.mode}), which Pillow "
             "would cut off to white or black; save it with 8 bits a channel"
         )
+    # Only of a TIFF: of a PNG, looking for EXIF data decodes the pixels.
+    if image.format == "TIFF":
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation in TURNED:
+            raise UnreadableImageError(
+                f"{path}: stored turned (orientation {orientation}), and boxes are in the pixels "
+                "as stored, which Pillow would turn; turn the image's pixels, and drop the tag"
+            )
 
 
 def _orientation(path: Path) -> int:

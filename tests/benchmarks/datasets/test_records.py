@@ -62,6 +62,17 @@ def test_exif_orientation_leaves_pixels_where_the_boxes_are(tmp_path: Path) -> N
     assert load_rgb(record(tmp_path / "a.jpg")).size == (8, 4)
 
 
+@pytest.mark.parametrize("size", [(8, 4), (4, 4)])
+def test_a_tiff_that_would_be_turned_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", size).save(tmp_path / "a.tif", exif=exif)
+    with pytest.raises(UnreadableImageError, match=r"a\.tif: stored turned \(orientation 6\)"):
+        load_rgb(record(tmp_path / "a.tif"))
+    Image.new("RGB", size).save(tmp_path / "a.tif")
+    assert load_rgb(record(tmp_path / "a.tif")).size == size
+
+
 def test_mask_foreground_says_which_values_are_the_object(tmp_path: Path) -> None:
     trimap = np.array([[1, 2, 3], [2, 2, 1]], dtype=np.uint8)
     Image.fromarray(trimap).save(tmp_path / "m.png")
