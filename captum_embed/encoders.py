@@ -7,10 +7,11 @@ mode and never sets it; a bank that is built, which takes long, sets it for that
 from __future__ import annotations
 
 import hashlib
+import inspect
 import threading
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -106,8 +107,8 @@ def require_evaluation_mode(*networks: Any) -> None:
     """Refuses a network with a module in training mode that behaves differently in it.
 
     Args:
-        *networks: Networks, with all modules below them, or methods of such; other callables
-            pass.
+        *networks: Networks, with all modules below them, or callables that hold such: methods of
+            a network or of an object with one, functions that name one, partial functions.
 
     Raises:
         LayerError: One has; the message names the module.
@@ -119,15 +120,30 @@ def require_evaluation_mode(*networks: Any) -> None:
         Traceback (most recent call last):
         captum_embed.errors.LayerError: the module '1' (BatchNorm2d) is in training mode, ...
     """
-    for network in networks:
-        network = getattr(network, "__self__", network)
-        for name, module in network.named_modules() if isinstance(network, nn.Module) else ():
+    for network in (held for each in networks for held in _networks_of(each)):
+        for name, module in network.named_modules():
             if module.training and depends_on_mode(type(module)):  # type: ignore[arg-type]
+                named = f"the module '{name}'" if name else "the network"
                 raise LayerError(
-                    f"the module '{name}' ({type(module).__name__}) is in training mode, in which "
+                    f"{named} ({type(module).__name__}) is in training mode, in which "
                     "the network gives other embeddings and maps than the bank was built with; "
                     "call .eval() on the network first"
                 )
+
+
+def _networks_of(function: Any) -> list[nn.Module]:
+    """The modules that a callable is, is a method of, or holds, as far as can be seen."""
+    if isinstance(function, nn.Module):
+        return [function]
+    if isinstance(function, partial):
+        held = [function.func, *function.args, *function.keywords.values()]
+    elif inspect.isfunction(function):
+        names = inspect.getclosurevars(function)
+        held = [*names.nonlocals.values(), *names.globals.values()]
+    else:
+        owner = getattr(function, "__self__", function)
+        held = [owner, *getattr(owner, "__dict__", {}).values()]
+    return [one for one in held if isinstance(one, nn.Module)]
 
 
 @cache

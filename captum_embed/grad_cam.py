@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from captum._utils.common import _format_additional_forward_args, _run_forward
+from captum._utils.common import _format_additional_forward_args
 from captum.attr import LayerAttribution
 from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
@@ -26,6 +26,7 @@ from captum_embed.layer_executions import (
     layer_gradients,
     packed,
     require_finite,
+    run_forward,
 )
 from captum_embed.layouts import Layout, checked_layout, require_gradient_of_places
 from captum_embed.map_functions import MapFunction, mean_over_space, over_space, weighted_sum
@@ -288,7 +289,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         for query in checked_inputs(queries):
             require_evaluation_mode(self._embedding_func(), self.forward_func, self.layer)
             with torch.no_grad():
-                output = _run_forward(self._embedding_func(), query, None, arguments)
+                output = run_forward(self._embedding_func(), (query,), None, arguments)
             embeddings = embedding_of(output)
             require_fit(bank, embeddings, len(query))
             count = self._count(num_neighbors)

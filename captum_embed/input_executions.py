@@ -225,12 +225,14 @@ def _counted_runs(
     if len(inputs) == 1:
         return [sizes]
     rows = [sum(len(shard[0]) for shard in each.shards) for each in executions]
-    if all(count == sum(size for _, size in sizes) for count in rows):
-        return [sizes]
+    joined = all(count == sum(size for _, size in sizes) for count in rows)
     per_input, rest = divmod(len(executions), len(inputs))
-    if not rest and all(
+    apart = not rest and all(
         count % sizes[number // per_input][1] == 0 for number, count in enumerate(rows)
-    ):
+    )
+    if joined and not apart:
+        return [sizes]
+    if apart and not joined:
         return [[size] for size in sizes]
     raise LayerError(
         f"the layer {named} ran {len(executions)} times, on {rows} rows, for {len(inputs)} inputs "

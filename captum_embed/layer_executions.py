@@ -107,7 +107,7 @@ def run_layer(
     """
     recorder = _Recorder(cut)
     with recorder.watching(layer, attribute_to_layer_input):
-        output = _run(forward_func, inputs, target, additional_forward_args)
+        output = run_forward(forward_func, inputs, target, additional_forward_args)
     executions = recorder.of_this_call()
     if not executions:
         raise LayerError(_never_ran(forward_func, layer))
@@ -298,9 +298,14 @@ class _Recorder:
         return self._own or self._of_workers
 
 
-def _run(
+def run_forward(
     forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], target: Any, arguments: Any
 ) -> Any:
+    """The output of a forward function after selecting ``target``.
+
+    Raises:
+        InputError: It fails on images of integers.
+    """
     try:
         return _run_forward(forward_func, inputs, target, arguments)
     except (RuntimeError, TypeError, NotImplementedError) as error:

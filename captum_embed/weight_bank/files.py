@@ -102,6 +102,8 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise BankFileError(_no_manifest(folder)) from None
+    except OSError as error:
+        raise BankFileError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise BankFileError(f"{path} is not JSON ({error}); save the bank again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

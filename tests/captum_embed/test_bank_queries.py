@@ -1,6 +1,7 @@
 """EmbeddingLayerGradCam with a weight bank: borrowed weights, and queries that are refused."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,16 @@ class Frames(nn.Module):
 
     def forward(self, clips):
         return self.conv(clips.flatten(0, 1)).mean((2, 3)).unflatten(0, clips.shape[:2]).mean(1)
+
+
+class Holder:
+    """An object with a network in it that is no module itself."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def embed(self, images):
+        return self.network(images)
 
 
 @pytest.fixture
@@ -122,13 +133,35 @@ def test_network_in_training_mode_is_refused_and_left_as_it_was(bank):
     by_method = EmbeddingLayerGradCam(
         lambda x: x, encoder[0], weight_bank=bank, embedding_func=encoder.forward
     )
-    for call in (grad_cam.attribute, grad_cam.neighbors, by_method.attribute):
+    by_closure, by_partial, by_holder = (
+        EmbeddingLayerGradCam(lambda x: x, encoder[0], weight_bank=bank, embedding_func=function)
+        for function in (
+            lambda x: encoder(x),
+            partial(lambda e, x: e(x), encoder),
+            Holder(encoder).embed,
+        )
+    )
+    for call in (
+        grad_cam.attribute,
+        grad_cam.neighbors,
+        by_method.attribute,
+        by_closure.attribute,
+        by_partial.neighbors,
+        by_holder.attribute,
+    ):
         with pytest.raises(LayerError, match=r"'1' \(BatchNorm2d\).*eval\(\)"):
             call(QUERIES)
     assert encoder.training
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
     encoder.eval()
     assert grad_cam.attribute(QUERIES).shape == (3, 1, 5, 6)
+
+
+def test_queries_of_bytes_are_refused(encoder, bank):
+    grad_cam = EmbeddingLayerGradCam(TripletForward(encoder), encoder[0], weight_bank=bank)
+    for call in (grad_cam.attribute, grad_cam.grad_weights, grad_cam.neighbors):
+        with pytest.raises(InputError, match=r"torch\.uint8.*floating point"):
+            call(torch.zeros(2, 3, 7, 8, dtype=torch.uint8))
 
 
 def test_a_layer_whose_rows_are_not_the_queries_is_refused(bank):

@@ -303,6 +303,22 @@ class TestSharedEncoder:
             for one, other in zip(maps, last, strict=True):
                 torch.testing.assert_close(one, other)
 
+    def test_frames_of_one_input_are_not_taken_for_several_inputs(self):
+        conv = nn.Conv2d(3, 4, 3)
+
+        def forward(*clips):
+            return torch.stack([conv(clip.flatten(0, 1)).square().mean() for clip in clips]).sum()
+
+        clips = tuple(torch.randn(2, 1, 2, 3, 6, 7))
+        for execution in (None, 0, 1):
+            with pytest.raises(LayerError, match="which rows belong to which input is unknown"):
+                EmbeddingLayerGradCam(forward, conv, execution=execution).attribute(clips)
+        longer = tuple(torch.randn(2, 1, 3, 3, 6, 7))
+        maps = EmbeddingLayerGradCam(forward, conv).attribute(longer)
+        for one, clip in zip(maps, longer, strict=True):
+            expected = LayerGradCam(lambda c: forward(c).reshape(1), conv).attribute(clip)
+            torch.testing.assert_close(one, expected)
+
     @settings(max_examples=20, deadline=None)
     @given(n=st.integers(1, 3), frames=st.integers(1, 4))
     def test_one_input_gives_one_map_whatever_the_layer_s_batch(self, n, frames):

@@ -505,6 +505,14 @@ def test_refuses_to_overwrite_what_is_not_a_bank(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "mixed", "website"]
 
 
+def test_a_manifest_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bank" / "manifest.json").mkdir(parents=True)
+    with pytest.raises(BankFileError, match=r"manifest\.json cannot be read \(Is a directory\)"):
+        WeightBank.load(tmp_path / "bank")
+    with pytest.raises(InputError, match=r"not an intact weight bank.*Is a directory"):
+        make_bank().save(tmp_path / "bank")
+
+
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     (tmp_path / "bank").mkdir()
     make_bank().save(tmp_path / "bank")
