@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: benchmark test lint docs format clean
+.PHONY: benchmark test torture lint docs format clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
@@ -22,6 +22,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Kills, flipped bytes, readers against writers, threads: the tests of reliability, at length.
+torture: $(INSTALLED)
+	BANK_LOADS=10000 $(BIN)/python -m pytest tests/captum_embed tests/benchmarks/runs \
+		-k "reader_sees or killed or single_byte or savers or threads or fails_leaves or interrupt" $(ARGS)
 
 # The site, into docs/_build/html. Its notebooks run; a warning is an error.
 docs: $(INSTALLED)

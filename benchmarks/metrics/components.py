@@ -48,8 +48,6 @@ NOBODY = np.uint32(2**32 - 1)
 ONE = np.uint32(1)
 # A power of two: scaling a float64 by it is exact, and so is the look-up of a pixel's level.
 BUCKETS = 1024
-# Pixels whose levels are looked up together, few enough to stay in the processor's fastest cache.
-CHUNK = 1024
 # Levels are stored in 16 bits.
 MAX_THRESHOLDS = 65_535
 # Where basins have more cells than this, each pixel becomes a cell.
@@ -97,41 +95,15 @@ def sweep_components(
 
 
 @_compile
-def _level_table(thresholds):  # type: ignore[no-untyped-def]
-    # The level where each bucket begins, and the most thresholds that lie inside of one.
-    table = np.empty(BUCKETS + 1, np.int32)
-    level = most = 0
-    for bucket in range(BUCKETS + 1):
-        before = level
-        while level < thresholds.size and thresholds[level] <= bucket / BUCKETS:
-            level += 1
-        table[bucket] = level
-        most = max(most, level - before)
-    return table, most
-
-
-@_compile
 def _levels(values, thresholds):  # type: ignore[no-untyped-def]
-    table, most = _level_table(thresholds)
-    # From the level of its bucket a pixel climbs by bisection. All pixels take the same steps, so
-    # that the compiler can take several at a time.
-    steps = [1]
-    while 2 * steps[-1] - 1 < most:
-        steps.append(2 * steps[-1])
-    padded = np.full(thresholds.size + steps[-1], np.inf)
-    padded[: thresholds.size] = thresholds
+    # A pixel is of the level at which its bucket begins, or of one a few steps above.
+    table = np.searchsorted(thresholds, np.arange(BUCKETS + 1) / BUCKETS, side="right")
     levels = np.empty(values.size, np.uint16)
-    reached = np.empty(CHUNK, np.int32)
-    for start in range(0, values.size, CHUNK):
-        chunk, out = values[start : start + CHUNK], levels[start : start + CHUNK]
-        for i in range(chunk.size):
-            reached[i] = table[np.uint32(np.int32(chunk[i] * BUCKETS))]
-        for step in steps[::-1]:
-            ahead, climb = padded[step - 1 :], np.int32(step)
-            for i in range(chunk.size):
-                reached[i] += climb if chunk[i] >= ahead[np.uint32(reached[i])] else np.int32(0)
-        for i in range(chunk.size):
-            out[i] = reached[i]
+    for pixel in range(values.size):
+        level = table[np.uint32(np.int32(values[pixel] * BUCKETS))]
+        while level < thresholds.size and thresholds[level] <= values[pixel]:
+            level += 1
+        levels[pixel] = level
     return levels
 
 
