@@ -15,6 +15,7 @@ from benchmarks.datasets.records import Box
 WHOLE_NUMBER = r"[0-9]{1,18}"
 NUMBER = r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][+-]?\d{1,3})?|[+-]?(inf|nan)"
 MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4000
 
 
 def shortened(text: str) -> str:
@@ -123,6 +124,10 @@ def path_below(folder: Path, name: str, source: str) -> Path:
         raise DatasetError(
             f"{source}: {shortened(name)} has a part of more than {MAX_NAME_BYTES} bytes, which "
             "no file name has"
+        )
+    if len(f"{folder.absolute()}/{name}".encode(errors="surrogatepass")) > MAX_PATH_BYTES:
+        raise DatasetError(
+            f"{source}: {shortened(name)} is longer than the {MAX_PATH_BYTES} bytes of a path"
         )
     path = folder / pure
     # Comparing resolved paths costs file system calls, so only where a link can be met.

@@ -179,3 +179,9 @@ def test_a_name_longer_than_any_file_s_is_refused(root: Path) -> None:
     write(root, HEADER, f"{'n' * 300}.png,cat,0,0,2,2")
     with pytest.raises(DatasetError, match=r"line 2: .* has a part of more than 255 bytes"):
         load_csv(root)
+
+
+def test_a_path_longer_than_any_is_refused(root: Path) -> None:
+    write(root, HEADER, f"{'/'.join(['n' * 200] * 30)}.png,cat,0,0,2,2")
+    with pytest.raises(DatasetError, match=r"line 2: .* is longer than the 4000 bytes of a path"):
+        load_csv(root)
