@@ -15,7 +15,7 @@ from captum_embed.errors import InputError
 UNFINISHED = ".part-"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Have `write` fill a temporary file in the same folder, then move it into place.
 
     The temporary file keeps the suffix of `path`, from which some writers tell the format.
@@ -34,12 +34,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
+def write_bytes(path: Path, content: bytes) -> Path:
+    return write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def write_text(path: Path, text: str) -> Path:
-    return write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    return write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> Path:

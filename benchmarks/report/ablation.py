@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
 
-from benchmarks.report.chart_parts import ROW
+from benchmarks.report.chart_parts import ROW, with_field
 from benchmarks.report.looks import COLOURS, GREY
+from benchmarks.results.tables import as_markdown as as_table
 
 HEADINGS = (
     "axis",
@@ -26,18 +27,13 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     parts = [
         f"Chosen on {counts['validation']} images of the training classes; {results['choice']}: "
         f"**{results['chosen']}**.",
-        _table(results["validation"]),
+        as_table([HEADINGS, *map(_cells, results["validation"])]),
     ]
     if results["test"]:
-        parts += [f"Reported once on {counts['test']} test images:", _table(results["test"])]
+        parts.append(f"Reported once on {counts['test']} test images:")
+        parts.append(as_table([HEADINGS, *map(_cells, results["test"])]))
     parts.append(f"```\n{results['command']}\n```")
     return "\n\n".join(parts) + "\n"
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [HEADINGS, ("---",) * len(HEADINGS)]
-    lines += [tuple(_cells(row)) for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -63,21 +59,18 @@ def ablation_chart(results: Mapping[str, Any]) -> Any:
         for row in results["validation"]
     ]  # fmt: skip
     axes = list(dict.fromkeys(row["axis"] for row in rows))
-    hues = [COLOURS[number % len(COLOURS)] for number in range(len(axes))]
     title = "images with IoU ≥ 0.5; full: at τ = 0.2, with 95% interval; hollow: at the best τ"
-    x = alt.X("value:Q", title=title, axis=alt.Axis(format=".0%"))
+    x = alt.X("value:Q", title=title, axis=alt.Axis(format=".0%")).scale(domain=[0, 1])
     y = alt.Y("label:N", sort=[row["label"] for row in rows], title=None,
-              axis=alt.Axis(grid=False, ticks=False, labelLimit=0))  # fmt: skip
+              axis=alt.Axis(grid=False, ticks=False))  # fmt: skip
+    hues = [COLOURS[number % len(COLOURS)] for number in range(len(axes))]
     hue = alt.Color("axis:N", legend=None).scale(domain=axes, range=hues)
-    base = alt.Chart(alt.Data(values=rows))
-    first = alt.Chart(alt.Data(values=rows[:1])).mark_rule(color=GREY)
+    base = alt.Chart(alt.Data(values=rows)).encode(y, hue)
     return alt.layer(
-        first.encode(alt.X("value:Q", title=title)),
-        base.mark_rule(strokeWidth=1.6).encode(
-            alt.X("low:Q", title=title), alt.X2("high:Q"), y, hue
-        ),
-        base.mark_point(filled=True, size=45, opacity=1).encode(x.scale(domain=[0, 1]), y, hue),
-        base.mark_point(shape="diamond", size=45).encode(alt.X("best:Q", title=title), y, hue),
+        alt.Chart(alt.Data(values=rows[:1])).mark_rule(color=GREY).encode(x),
+        base.mark_rule(strokeWidth=1.6).encode(with_field(x, "low:Q"), alt.X2("high:Q")),
+        base.mark_point(filled=True, size=45, opacity=1).encode(x),
+        base.mark_point(shape="diamond", size=45).encode(with_field(x, "best:Q")),
     ).properties(
         width=420, height=ROW * len(rows),
         title=alt.Title(

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import altair as alt
 
 from benchmarks.metrics.outcomes import OUTCOMES
-from benchmarks.report.chart_parts import HEIGHT, ROW, colour, dash
+from benchmarks.report.chart_parts import ROW, lines
 from benchmarks.report.looks import FLOOR, Look, looks_of
 from benchmarks.results.tables import MISSING
 from benchmarks.results.tables import as_markdown as markdown_table
 from benchmarks.results.tables import as_text as text_table
 
-# Of Okabe and Ito's colours, and a grey for what is not there.
-OUTCOME_COLOURS = dict(
-    zip(OUTCOMES, ("#009E73", "#E69F00", "#0072B2", "#CC79A7", "#7A5195", "#BBBBBB"), strict=True)
-)
 LEGEND = {
     "correct": "correct (IoU ≥ 0.5)",
     "part": "part of the object only",
@@ -26,6 +23,9 @@ LEGEND = {
     "background": "background",
     "empty": "empty map",
 }
+# Of Okabe and Ito's colours, and a grey for what is not there; of two a number is read in white.
+COLOURS = ("#009E73", "#E69F00", "#0072B2", "#CC79A7", "#7A5195", "#BBBBBB")
+WHITE_ON = ("too big", "background")
 DEFINITIONS = (
     "Each image counts once: **correct**, IoU of 0.5 or more; else **part**, at least 90% of the "
     "predicted box lies in the object's, and it is too small; **too big**, at least 90% of the "
@@ -33,202 +33,165 @@ DEFINITIONS = (
     "lies in the object's; **aside**, in between; **empty**, a map without a positive pixel."
 )
 SMALLEST_LABEL = 0.06
-# Of these a white number is read more easily than a black one.
-WHITE_ON = ("#0072B2", "#7A5195")
 MOST_LINES = 6
 NUM_CLASSES = 3
 
+Rows = list[list[str]]
 
-def outcome_rows(found: Mapping[str, Any], *, compact: bool = False) -> list[list[str]]:
+
+def outcome_rows(misses: Mapping[str, Any], *, compact: bool = False) -> Rows:
     """A row per method: the share of each outcome, in percent, with its interval."""
     rows = [["method", *OUTCOMES, "images"]]
-    for one in found["methods"].values():
+    for one in misses["methods"].values():
         shares = [_percent(one["outcomes"][kind]["share"], compact) for kind in OUTCOMES]
         rows.append([one["title"], *shares, str(one["num_images"])])
     return rows
 
 
-def size_rows(found: Mapping[str, Any], *, compact: bool = False) -> list[list[str]]:
+def size_rows(misses: Mapping[str, Any], *, compact: bool = False) -> Rows:
     """A row per method: accuracy by the object's share of the image, and the number of images."""
-    sizes = list(next(iter(found["methods"].values()))["sizes"])
+    sizes = list(next(iter(misses["methods"].values()))["sizes"])
     rows = [["method", *(f"object {size}" for size in sizes)]]
-    for one in found["methods"].values():
-        cells = [
-            f"{_percent(group['accuracy'], compact)} ({group['count']})"
-            for group in one["sizes"].values()
-        ]
-        rows.append([one["title"], *cells])
+    for one in misses["methods"].values():
+        groups = one["sizes"].values()
+        rows.append([one["title"], *(f"{_percent(group['accuracy'], compact)} ({group['count']})"
+                                     for group in groups)])  # fmt: skip
     return rows
 
 
-def class_rows(found: Mapping[str, Any], number: int = NUM_CLASSES) -> list[list[str]]:
+def class_rows(misses: Mapping[str, Any], number: int = NUM_CLASSES) -> Rows:
     """A row per method: the classes in which it does worst and best; none is in both."""
     rows = [["method", "worst classes", "best classes"]]
-    for one in found["methods"].values():
-        classes = one["classes"]
-        kept = min(number, len(classes) // 2)
-        worst, best = classes[:kept], classes[::-1][:kept]
-        rows.append([one["title"], *("; ".join(map(_class, part)) for part in (worst, best))])
+    for one in misses["methods"].values():
+        texts = [f"{of['name']} {100 * of['accuracy']:.0f} ({of['count']})"
+                 for of in one["classes"]]  # fmt: skip
+        kept = min(number, len(texts) // 2)
+        rows.append([one["title"], "; ".join(texts[:kept]), "; ".join(texts[::-1][:kept])])
     return rows
-
-
-def _class(one: Mapping[str, Any]) -> str:
-    return f"{one['name']} {100 * one['accuracy']:.0f} ({one['count']})"
 
 
 def _percent(interval: Sequence[float] | None, compact: bool) -> str:
     if interval is None:
         return MISSING
     share, low, high = (100 * value for value in interval)
-    return (
-        f"{share:.1f} ±{(high - low) / 2:.1f}"
-        if compact
-        else f"{share:.1f} [{low:.1f}, {high:.1f}]"
-    )
+    ends = f"±{(high - low) / 2:.1f}" if compact else f"[{low:.1f}, {high:.1f}]"
+    return f"{share:.1f} {ends}"
 
 
-def as_text(found: Mapping[str, Any]) -> str:
+def as_text(misses: Mapping[str, Any]) -> str:
     """The tables for a terminal."""
     return "\n\n".join(
         [
-            _heading(found) + " In percent:",
-            text_table(outcome_rows(found, compact=True)),
+            _heading(misses) + " In percent:",
+            text_table(outcome_rows(misses, compact=True)),
             "Correct by the object's share of the image, in percent (images):",
-            text_table(size_rows(found, compact=True)),
+            text_table(size_rows(misses, compact=True)),
             "Correct by class, in percent (images):",
-            text_table(class_rows(found, number=1)),
+            text_table(class_rows(misses, number=1)),
             "±: half of the 95% bootstrap interval over images",
         ]
     )
 
 
-def as_markdown(found: Mapping[str, Any]) -> str:
+def as_markdown(misses: Mapping[str, Any]) -> str:
     """The tables with what the outcomes mean and what they were made from."""
     parts = [
-        f"{_heading(found)} {DEFINITIONS}",
-        markdown_table(outcome_rows(found)),
+        f"{_heading(misses)} {DEFINITIONS}",
+        markdown_table(outcome_rows(misses)),
         "In percent, with 95% bootstrap intervals over images.",
         "Correct, by the share of the image that the object's box takes (number of images):",
-        markdown_table(size_rows(found)),
+        markdown_table(size_rows(misses)),
         "Correct in the worst and the best classes (number of images):",
-        markdown_table(class_rows(found)),
-        f"```\n{found['command']}\n```",
+        markdown_table(class_rows(misses)),
+        f"```\n{misses['command']}\n```",
         "The run:",
-        f"```\n{found['run']}\n```",
+        f"```\n{misses['run']}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _heading(found: Mapping[str, Any]) -> str:
+def _heading(misses: Mapping[str, Any]) -> str:
     return (
-        f"How boxes at τ = {found['threshold']:g} miss: {found['data']}, {found['num_images']} "
-        f"images of classes {found['test_classes']}."
+        f"How boxes at τ = {misses['threshold']:g} miss: {misses['data']}, "
+        f"{misses['num_images']} images of classes {misses['test_classes']}."
     )
 
 
-def leading_methods(found: Mapping[str, Any]) -> list[str]:
+def leading_methods(misses: Mapping[str, Any]) -> list[str]:
     """The main method, the best of each other family, and the centre box: at most six.
 
     Methods measured on fewer images are not among them.
     """
-    main = found["main_method"]
-    most = max((one["num_images"] for one in found["methods"].values()), default=0)
+    main, methods = misses["main_method"], misses["methods"]
+    most = max((one["num_images"] for one in methods.values()), default=0)
     best: dict[str, str] = {}
-    for name, one in found["methods"].items():
+    for name, one in methods.items():
         if name != main and one["family"] != FLOOR and one["num_images"] == most:
             best.setdefault(one["family"], name)
-    names = [name for name in (main, *best.values()) if name in found["methods"]]
-    floors = [name for name in ("centre_box",) if name in found["methods"]]
+    floors = [name for name in ("centre_box",) if name in methods]
+    names = [name for name in (main, *best.values()) if name in methods]
     return [*names[: MOST_LINES - len(floors)], *floors]
 
 
-def failures_chart(found: Mapping[str, Any]) -> Any:
+def failures_chart(misses: Mapping[str, Any]) -> Any:
     """Stacked bars of every method's outcomes; accuracy by the object's size for the main ones."""
     images = {
-        name: one["num_images"] for name, one in found["methods"].items() if one["family"] != FLOOR
+        name: one["num_images"] for name, one in misses["methods"].items() if one["family"] != FLOOR
     }
-    methods = [{"name": name, **one} for name, one in found["methods"].items()]
-    looks = looks_of(methods, found["main_method"], images)
-    title = alt.Title(
-        f"How boxes at τ = {found['threshold']:g} miss",
-        subtitle=f"{found['data']}, {found['num_images']} images of classes "
-        f"{found['test_classes']}",
-    )
-    sides = [_bars(found, looks), _sizes(found, looks)]
+    methods = [{"name": name, **one} for name, one in misses["methods"].items()]
+    looks = looks_of(methods, misses["main_method"], images)
+    title, _, subtitle = _heading(misses).removesuffix(".").partition(": ")
     return (
-        alt.hconcat(*sides, spacing=40, title=title)
+        alt.hconcat(_bars(misses, looks), _sizes(misses, looks), spacing=40)
+        .properties(title=alt.Title(title, subtitle=subtitle))
         .resolve_scale(color="independent")
         .resolve_legend(color="independent")
     )
 
 
-def _bars(found: Mapping[str, Any], looks: Mapping[str, Look]) -> Any:
-    rows: list[dict[str, Any]] = []
-    for name, one in found["methods"].items():
-        start = 0.0
-        for kind in OUTCOMES:
-            share = one["outcomes"][kind]["share"][0]
-            place = {"start": start, "middle": start + share / 2, "end": start + share}
-            rows.append(
-                {"label": looks[name].label, "outcome": LEGEND[kind], "share": share, **place}
-            )
-            start += share
-    axis = alt.Axis(labelLimit=0, domain=False, ticks=False)
-    y = alt.Y("label:N", sort=[looks[name].label for name in found["methods"]], title=None,
-              axis=axis)  # fmt: skip
-    outcomes = list(LEGEND.values())
-    legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=0, symbolType="square")
-    hue = alt.Color("outcome:N", legend=legend).scale(
-        domain=outcomes, range=list(OUTCOME_COLOURS.values())
-    )
-    x = alt.X("start:Q", title="images", axis=alt.Axis(format=".0%", grid=False))
-    base = alt.Chart(alt.Data(values=rows))
-    bars = base.mark_bar(height=ROW - 3).encode(
-        x.scale(domain=[0, 1]), alt.X2("end:Q"), y, hue,
-        [alt.Tooltip("label:N"), alt.Tooltip("outcome:N"), alt.Tooltip("share:Q", format=".1%")],
-    )  # fmt: skip
-    dark = [LEGEND[kind] for kind, hue in OUTCOME_COLOURS.items() if hue in WHITE_ON]
-    texts = (
-        base.transform_filter(alt.datum.share >= SMALLEST_LABEL)
-        .mark_text(fontSize=10)
-        .encode(
-            alt.X("middle:Q", title="images"),
-            y,
-            alt.Text("label_:N"),
-            color=alt.condition(
-                alt.FieldOneOfPredicate("outcome", dark), alt.value("white"), alt.value("black")
-            ),
-        )
-        .transform_calculate(label_="format(100 * datum.share, '.0f')")
-    )
-    return alt.layer(bars, texts).properties(width=480, height=ROW * len(found["methods"]))
-
-
-def _sizes(found: Mapping[str, Any], looks: Mapping[str, Look]) -> Any:
-    names = leading_methods(found)
-    shown = [found["methods"][name] for name in names]
-    sizes = list(shown[0]["sizes"])
-    counts = {size: max(one["sizes"][size]["count"] for one in shown) for size in sizes}
-    ticks = {size: f"{size} (n = {counts[size]})" for size in sizes}
+def _bars(misses: Mapping[str, Any], looks: Mapping[str, Look]) -> Any:
     rows = [
-        {"label": looks[name].label, "size": ticks[size],
+        {"label": looks[name].label, "outcome": LEGEND[kind], "order": order,
+         "share": one["outcomes"][kind]["share"][0]}
+        for name, one in misses["methods"].items()
+        for order, kind in enumerate(OUTCOMES)
+    ]  # fmt: skip
+    labels = [looks[name].label for name in misses["methods"]]
+    legend = alt.Legend(title=None, orient="bottom", columns=3, symbolType="square")
+    axis = alt.Axis(format=".0%", grid=False)
+    x = alt.X("share:Q", title="images", axis=axis).stack("zero").scale(domain=[0, 1])
+    y = alt.Y("label:N", sort=labels, title=None, axis=alt.Axis(domain=False, ticks=False))
+    base = alt.Chart(alt.Data(values=rows)).encode(y, alt.Order("order:Q"))
+    hue = alt.Color("outcome:N", legend=legend).scale(domain=list(LEGEND.values()), range=COLOURS)
+    tips = [alt.Tooltip("label:N"), alt.Tooltip("outcome:N"), alt.Tooltip("share:Q", format=".1%")]
+    white = alt.FieldOneOfPredicate("outcome", [LEGEND[kind] for kind in WHITE_ON])
+    numbers = base.mark_text(fontSize=10).encode(
+        x.bandPosition(0.5),
+        alt.Text("percent:N"),
+        alt.Detail("outcome:N"),
+        color=alt.condition(white, alt.value("white"), alt.value("black")),
+    )
+    large = f"datum.share >= {SMALLEST_LABEL} ? format(100 * datum.share, '.0f') : ''"
+    bars = base.mark_bar(height=ROW - 3).encode(x, hue, tooltip=tips)
+    return alt.layer(bars, numbers.transform_calculate(percent=large)).properties(
+        width=480, height=ROW * len(labels)
+    )
+
+
+def _sizes(misses: Mapping[str, Any], looks: Mapping[str, Look]) -> Any:
+    shown = {name: misses["methods"][name] for name in leading_methods(misses)}
+    counts: dict[str, int] = {}
+    for one in shown.values():
+        counts |= {size: max(of["count"], counts.get(size, 0)) for size, of in one["sizes"].items()}
+    ticks = {size: f"{size}; n = {count}" for size, count in counts.items()}
+    rows = [
+        {**asdict(looks[name]), "size": ticks[size],
          **dict(zip(("value", "low", "high"), of["accuracy"], strict=True))}
-        for name, one in zip(names, shown, strict=True)
+        for name, one in shown.items()
         for size, of in one["sizes"].items() if of["count"]
     ]  # fmt: skip
-    present = [looks[name] for name in names]
-    order = list(ticks.values())
-    x = alt.X("size:N", sort=order, title="object's share of the image",
-              axis=alt.Axis(labelAngle=0, labelExpr="split(datum.label, ' (')", grid=False,
-                            labelLimit=0),
-              scale=alt.Scale(domain=order))  # fmt: skip
-    # Side by side, so that intervals do not hide each other.
-    aside = alt.XOffset("label:N", sort=[look.label for look in present])
-    y = alt.Y("value:Q", title="correct", axis=alt.Axis(format=".0%"))
-    y = y.scale(domain=[0, 1])
-    base = alt.Chart(alt.Data(values=rows))
-    hue = colour(present, columns=1, orient="bottom")
-    lines = base.mark_line(strokeWidth=1.6).encode(x, y, aside, hue, dash(present))
-    ends = base.mark_rule().encode(x, alt.Y("low:Q", title="correct"), alt.Y2("high:Q"), aside, hue)
-    dots = base.mark_point(filled=True, size=40, opacity=1).encode(x, y, aside, hue)
-    return alt.layer(lines, ends, dots).properties(width=380, height=HEIGHT)
+    axis = alt.Axis(labelAngle=0, labelExpr="split(datum.label, '; ')", grid=False)
+    x = alt.X("size:N", sort=list(ticks.values()), title="object's share of the image", axis=axis)
+    x = x.scale(domain=list(ticks.values()))
+    y = alt.Y("value:Q", title="correct", axis=alt.Axis(format=".0%")).scale(domain=[0, 1])
+    return lines(rows, [looks[name] for name in shown], x, y).properties(width=380)

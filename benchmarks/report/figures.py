@@ -27,6 +27,9 @@ STYLE: Any = {
     # Names come from data files, and a $ in one is no formula.
     "text.parse_math": False,
 }
+METADATA: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None}}
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Panel:
 
     image: np.ndarray
     heatmap: np.ndarray
-    box: tuple[float, float, float, float] | None
-    predicted: tuple[float, float, float, float] | None
+    box: Box | None
+    predicted: Box | None
     caption: str
 
 
@@ -69,37 +72,26 @@ def draw_rows(rows: Sequence[tuple[Panel, Panel]], title: str) -> Figure:
         size = (9.2, 0.7 + sum(2.3 * height + 0.3 for height in heights))
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(len(rows), 4, squeeze=False, gridspec_kw={"height_ratios": heights})
-        for row, (training, test) in zip(grid, rows, strict=True):
-            _draw_panel(row[0], row[1], training)
-            _draw_panel(row[2], row[3], test)
+        for row, panels in zip(grid, rows, strict=True):
+            for axes, panel in zip((row[:2], row[2:]), panels, strict=True):
+                _draw(axes[0], panel.image, panel.box, None)
+                _draw(axes[1], overlay(panel.image, panel.heatmap), panel.box, panel.predicted)
+                axes[0].set_xlabel(panel.caption, fontsize=7)
         for axes, heading in zip(grid[0], headings, strict=True):
             axes.set_title(heading, fontsize=9)
         figure.suptitle(title, fontsize=9, x=0.02, ha="left")
         return figure
 
 
-def _draw_panel(left: Axes, right: Axes, panel: Panel) -> None:
-    left.imshow(panel.image)
-    right.imshow(overlay(panel.image, panel.heatmap))
-    for axes in (left, right):
-        if panel.box is not None:
-            _outline(axes, panel.box, "white")
-    if panel.predicted is not None:
-        _outline(right, panel.predicted, "#00E5FF", "--")
-    left.set_xlabel(panel.caption, fontsize=7)
-    for axes in (left, right):
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-
-
-def _outline(
-    axes: Axes, box: tuple[float, float, float, float], colour: str, style: str = "-"
-) -> None:
-    x0, y0, x1, y1 = (side - 0.5 for side in box)
-    for edge, width in (("black", 2.6), (colour, 1.3)):
-        axes.add_patch(
-            Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=edge, lw=width, ls=style)
-        )
+def _draw(axes: Axes, pixels: np.ndarray, box: Box | None, predicted: Box | None) -> None:
+    axes.imshow(pixels)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    for sides, colour, style in ((box, "white", "-"), (predicted, "#00E5FF", "--")):
+        for edge, width in (("black", 2.6), (colour, 1.3)) if sides is not None else ():
+            x0, y0, x1, y1 = (side - 0.5 for side in sides or ())
+            outline = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=edge, lw=width, ls=style)
+            axes.add_patch(outline)
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:
@@ -108,13 +100,8 @@ def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:
     Raises:
         InputError: another suffix.
     """
-    if path.suffix == ".png":
-        metadata: dict[str, Any] = {"Software": None}
-    elif path.suffix == ".svg":
-        metadata = {"Date": None}
-    else:
+    if path.suffix not in METADATA:
         raise InputError(f"{path}: a figure is a .png or .svg file")
+    options: dict[str, Any] = {"dpi": dpi, "metadata": METADATA[path.suffix]}
     with mpl.rc_context(STYLE):
-        return write_atomically(
-            path, lambda temporary: figure.savefig(temporary, dpi=dpi, metadata=metadata)
-        )
+        return write_atomically(path, lambda temporary: figure.savefig(temporary, **options))

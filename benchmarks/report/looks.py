@@ -17,21 +17,22 @@ COLOURS = (
 )  # fmt: skip
 # The methods that most runs have in colour; all others take theirs from their name.
 FIXED = {
-    "ours_recommended": 0, "layer_grad_cam": 1, "control_uniform": 2, "saliency": 3,
-    "layer_cam": 4, "layer_activation": 5, "ours_transfer": 6, "occlusion": 7, "ours_paper": 8,
-    "eigen_cam": 9, "activation_decomposition": 10, "lime": 11,
+    "ours_localize": 0, "layer_grad_cam": 1, "control_uniform": 2, "saliency": 3,
+    "embedding_layer_cam": 4, "layer_activation": 5, "ours_explain": 6, "occlusion": 7,
+    "ours_paper": 8, "eigen_cam": 9, "activation_decomposition": 10, "lime": 11,
 }  # fmt: skip
 DASHES = {
     "ours": [1, 0], "control": [10, 3], "captum: layer": [5, 3], "captum: input": [2, 2],
     "rival": [8, 3, 2, 3], FLOOR: [1, 4],
 }  # fmt: skip
+# Paths of the size of a circle of radius 1.
 SHAPES = {
-    "ours": "circle", "control": "triangle-down", "captum: layer": "square",
-    "captum: input": "triangle-up", "rival": "diamond", FLOOR: "M-0.2,-1H0.2V1H-0.2Z",
+    "ours": "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z", "control": "M-1,-0.9H1L0,1Z",
+    "captum: layer": "M-0.9,-0.9H0.9V0.9H-0.9Z", "captum: input": "M0,-1L1,0.9H-1Z",
+    "rival": "M0,-1.25L1,0L0,1.25L-1,0Z", FLOOR: "M-0.25,-1.2H0.25V1.2H-0.25Z",
 }  # fmt: skip
-OTHER_DASH, OTHER_SHAPE = [12, 3, 2, 3, 2, 3], "cross"
-
-Number = Mapping[str, Any]
+OTHER_DASH = [12, 3, 2, 3, 2, 3]
+OTHER_SHAPE = "M-1.2,-0.4H-0.4V-1.2H0.4V-0.4H1.2V0.4H0.4V1.2H-0.4V0.4H-1.2Z"
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,18 @@ class Look:
         label (str): its title, with the number of images where it had fewer than the others.
         family (str): decides on the line style and the shape.
         colour (str): grey for those that are not told apart.
-        coloured (bool): has a colour of its own.
+        named (bool): in the legends: has a colour of its own, or is a floor.
         main (bool): is the method that the others are compared with.
-        fewer (int, optional): its number of images, where it had fewer than the others.
+        fewer (bool): was measured on fewer images than the others.
     """
 
     method: str
     label: str
     family: str
     colour: str
-    coloured: bool
+    named: bool
     main: bool
-    fewer: int | None = None
+    fewer: bool
 
     @property
     def dash(self) -> list[int]:
@@ -63,22 +64,6 @@ class Look:
     @property
     def shape(self) -> str:
         return SHAPES.get(self.family, OTHER_SHAPE)
-
-    @property
-    def named(self) -> bool:
-        """In the legends: what has a colour, and the floors."""
-        return self.coloured or self.family == FLOOR
-
-    def row(self) -> dict[str, Any]:
-        """As the charts' data have it."""
-        return {
-            "method": self.method,
-            "label": self.label,
-            "family": self.family,
-            "named": self.named,
-            "main": self.main,
-            "fewer": self.fewer is not None,
-        }
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -112,11 +97,8 @@ def looks_of(
         images (Mapping, optional): number of images each was measured on.
     """
     images = images or {}
-    most = max(images.values(), default=0)
-    fewer = {name: count for name, count in images.items() if count < most}
-    ranked = sorted(
-        (m for m in methods if m["family"] != FLOOR), key=lambda method: method["name"] in fewer
-    )
+    fewer = {name for name, count in images.items() if count < max(images.values())}
+    ranked = sorted((m for m in methods if m["family"] != FLOOR), key=lambda m: m["name"] in fewer)
     first: dict[str, str] = {}
     for method in ranked:
         first.setdefault(method["family"], method["name"])
@@ -124,17 +106,14 @@ def looks_of(
     wanted = dict.fromkeys([*(n for n in names if n == main), *first.values(), *names])
     chosen = colours(list(wanted)[:MOST_COLOURED])
     looks: dict[str, Look] = {}
-    labels: set[str] = set()
     for method in methods:
         name, label = method["name"], method["title"]
-        if name in fewer:
-            label += f" (n = {fewer[name]})"
-        if label in labels:  # The scales of the charts go by the label.
+        label += f" (n = {images[name]})" if name in fewer else ""
+        if label in {look.label for look in looks.values()}:  # Scales go by the label.
             label += f" [{name}]"
-        labels.add(label)
         looks[name] = Look(
-            name, label, method["family"], chosen.get(name, GREY), name in chosen, name == main,
-            fewer.get(name),
+            name, label, method["family"], chosen.get(name, GREY),
+            name in chosen or method["family"] == FLOOR, name == main, name in fewer,
         )  # fmt: skip
     return looks
 
@@ -144,40 +123,29 @@ def figure_of(
 ) -> dict[str, Any] | None:
     """Value and interval of one method; None where it was not measured."""
     numbers = results["summary"].get(name, {}).get(figure["protocol"], {})
-    found = numbers.get("figures", {}).get(figure["key"])
-    return found if found and found.get("value") is not None else None
-
-
-def measured_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The declared figures of merit that some method has, in the order of the declarations."""
-    return [
-        figure
-        for figure in results["figures"]
-        if any(figure_of(results, name, figure) for name in results["summary"])
-    ]
+    value: dict[str, Any] = numbers.get("figures", {}).get(figure["key"]) or {}
+    return value if value.get("value") is not None else None
 
 
 def leading_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Those declared as leading; where none is, the first of each protocol."""
-    figures = measured_figures(results)
-    first: dict[str, dict[str, Any]] = {}
-    for figure in figures:
-        first.setdefault(figure["protocol"], figure)
-    return [figure for figure in figures if figure.get("lead")] or list(first.values())
+    """The declared figures that lead and some method has; without any, each protocol's first."""
+    figures = [figure for figure in results["figures"]
+               if any(figure_of(results, name, figure) for name in results["summary"])]  # fmt: skip
+    first = {figure["protocol"]: figure for figure in reversed(figures)}
+    return [figure for figure in figures if figure.get("lead")] or list(first.values())[::-1]
 
 
 def ranked(results: Mapping[str, Any]) -> list[str]:
-    """Methods and floors by the first leading figure, the best first; those without it last."""
+    """What was measured, by the first leading figure, the best first; those without it last."""
     leading = leading_figures(results)
-    if not leading:
-        return list(results["summary"])
-    sign = -1 if leading[0]["better"] == "higher" else 1
 
-    def place(name: str) -> tuple[bool, float]:
-        found = figure_of(results, name, leading[0])
-        return found is None, sign * found["value"] if found else 0.0
+    def place(name: str) -> float:
+        value = figure_of(results, name, leading[0]) if leading else None
+        if value is None:
+            return float("inf")
+        return float(-value["value"] if leading[0]["better"] == "higher" else value["value"])
 
-    return sorted(results["summary"], key=place)
+    return sorted((name for name, of in results["summary"].items() if of), key=place)
 
 
 def looks_of_run(results: Mapping[str, Any]) -> dict[str, Look]:

@@ -14,21 +14,15 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.core.files import write_atomically, write_json
-from benchmarks.metrics.figures import Figure
 from benchmarks.protocols.boxes import AT_PAPER, IOU_UNIT
 from benchmarks.protocols.registry import PROTOCOLS
-from benchmarks.report.looks import figure_of
+from benchmarks.report.looks import ranked
 from benchmarks.results.images import ImageTable
 from captum_embed.errors import InputError
 
-FOLDER = "qualitative"
-INDEX = "panels.json"
-LONGER_SIDE = 288
-LEVELS = 64
-MOST_METHODS = 6
-NUM_WORST = 8
-
-Sides = tuple[float, float, float, float]
+FOLDER, INDEX = "qualitative", "panels.json"
+LONGER_SIDE, LEVELS = 288, 64
+MOST_METHODS, NUM_WORST = 6, 8
 
 
 @dataclass(frozen=True)
@@ -38,13 +32,13 @@ class MapPanel:
     Args:
         method (str): its name.
         file (str): a transparent PNG, to be laid over the image.
-        predicted (tuple of float, optional): box at the paper's threshold; None for an empty map.
+        predicted (sequence of float, optional): box at the paper's threshold; None: empty map.
         score (float, optional): of this map, see `image_scores`; None where it was not measured.
     """
 
     method: str
     file: str
-    predicted: Sides | None
+    predicted: Sequence[float] | None
     score: float | None = None
 
 
@@ -55,18 +49,18 @@ class ImagePanels:
     Args:
         key (str): of the image.
         class_name (str): of its class.
-        size (tuple of int): width and height; boxes are in these pixels, files are smaller.
-        box (tuple of float): ground truth.
+        size (sequence of int): width and height; boxes are in these pixels, files are smaller.
+        box (sequence of float): ground truth.
         file (str): a PNG.
-        maps (tuple of MapPanel): in the order of the columns.
+        maps (sequence of MapPanel): in the order of the columns.
     """
 
     key: str
     class_name: str
-    size: tuple[int, int]
-    box: Sides
+    size: Sequence[int]
+    box: Sequence[float]
     file: str
-    maps: tuple[MapPanel, ...]
+    maps: Sequence[MapPanel]
 
 
 @dataclass(frozen=True)
@@ -75,13 +69,13 @@ class Panels:
 
     Args:
         protocol (str): how they are shown.
-        chosen (tuple of ImagePanels): drawn at random.
-        worst (tuple of ImagePanels): where the main method does worst.
+        chosen (sequence of ImagePanels): drawn at random.
+        worst (sequence of ImagePanels): where the main method does worst.
     """
 
     protocol: str
-    chosen: tuple[ImagePanels, ...]
-    worst: tuple[ImagePanels, ...]
+    chosen: Sequence[ImagePanels]
+    worst: Sequence[ImagePanels]
 
 
 def compared_methods(results: Mapping[str, Any], protocol: str) -> list[str]:
@@ -91,39 +85,20 @@ def compared_methods(results: Mapping[str, Any], protocol: str) -> list[str]:
         results (Mapping): content of results.json.
         protocol (str): that says which are the best.
     """
-    of_protocol = [figure for figure in results["figures"] if figure["protocol"] == protocol]
-    leading = sorted(of_protocol, key=lambda figure: not figure.get("lead"))[:1]
-    main = results["main_method"]
-
-    def loss(method: Mapping[str, Any]) -> float:
-        found = figure_of(results, method["name"], leading[0]) if leading else None
-        if found is None:
-            return float("inf")
-        value: float = found["value"]
-        return -value if leading[0]["better"] == "higher" else value
-
-    fast = (m for m in results["methods"]
-            if m.get("cost") == "fast" and m["name"] in results["summary"])  # fmt: skip
-    ranked = sorted(fast, key=loss)
+    own = [figure for figure in results["figures"] if figure["protocol"] == protocol]
+    about = {method["name"]: method for method in results["methods"]}
     best: dict[str, str] = {}
-    for method in ranked:
-        if method["name"] != main:
-            best.setdefault(method["family"], method["name"])
-    chosen = [name for name in (main, *best.values()) if name is not None]
+    for name in ranked({**results, "figures": own}):
+        if name != results["main_method"] and about[name].get("cost") == "fast":
+            best.setdefault(about[name]["family"], name)
+    chosen = [name for name in (results["main_method"], *best.values()) if name is not None]
     return chosen[:MOST_METHODS]
 
 
 def worst_images(
     images: ImageTable, protocol: str, main: str | None, count: int = NUM_WORST
 ) -> list[str]:
-    """Keys of the images on which the main method does worst, the worst first.
-
-    Args:
-        images (ImageTable): of the run.
-        protocol (str): IoU at the paper's threshold for ``"boxes"``, else the value of `lead`.
-        main (str, optional): the method.
-        count (int): at most so many.
-    """
+    """Keys of the images on which the main method does worst, by `image_scores`, worst first."""
     scores = image_scores(images, protocol, main)
     return sorted(scores, key=lambda key: (scores[key], key))[:count]
 
@@ -133,33 +108,17 @@ def image_scores(images: ImageTable, protocol: str, method: str | None) -> dict[
     rows = [] if method is None else images.rows(protocol, method)
     if protocol == "boxes":
         return {row["key"]: row["iou"][AT_PAPER] / IOU_UNIT for row in rows}
-    values = {row["key"]: lead(protocol).of(row) for row in rows}
+    figures = PROTOCOLS[protocol].figures
+    figure = next((figure for figure in figures if figure.lead), figures[0])
+    values = {row["key"]: figure.of(row) for row in rows}
     return {
         key: float(np.mean(np.asarray(value))) for key, value in values.items() if value is not None
     }
 
 
-def lead(protocol: str) -> Figure:
-    """The figure of merit that a protocol is summed up by; its first where none is said to be."""
-    figures = PROTOCOLS[protocol].figures
-    return next((figure for figure in figures if figure.lead), figures[0])
-
-
-def small_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height of the files of an image.
-
-    Example:
-        >>> small_size(500, 375), small_size(100, 90)
-        ((288, 216), (100, 90))
-    """
-    scale = min(1.0, LONGER_SIDE / max(width, height))
-    return max(1, round(scale * width)), max(1, round(scale * height))
-
-
 def write_photo(pixels: np.ndarray, path: Path) -> Path:
     """A smaller copy of an image (H, W, 3) uint8."""
-    small = Image.fromarray(pixels).resize(small_size(*pixels.shape[1::-1]), Image.Resampling.BOX)
-    return _save(small, path)
+    return _save(_small(Image.fromarray(pixels)), path)
 
 
 def write_map(heatmap: np.ndarray, path: Path) -> Path:
@@ -168,8 +127,7 @@ def write_map(heatmap: np.ndarray, path: Path) -> Path:
     Its colours are a palette of 64, so that a map takes a few kilobytes.
     """
     strength = heatmap / heatmap.max() if heatmap.max() > 0 else heatmap
-    size = small_size(*heatmap.shape[::-1])
-    small = Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BOX)
+    small = _small(Image.fromarray(strength.astype(np.float32)))
     levels = np.clip(np.asarray(small), 0, 1) * (LEVELS - 1)
     indexed = Image.fromarray(levels.round().astype(np.uint8), mode="P")
     steps = np.linspace(0, 1, LEVELS)
@@ -177,6 +135,12 @@ def write_map(heatmap: np.ndarray, path: Path) -> Path:
     indexed.putpalette(colours.tobytes())
     opacity = (255 * (0.25 + 0.4 * np.sqrt(steps))).round().astype(np.uint8)
     return _save(indexed, path, transparency=opacity.tobytes())
+
+
+def _small(image: Image.Image) -> Image.Image:
+    scale = min(1.0, LONGER_SIDE / max(image.size))
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BOX)
 
 
 def _save(image: Image.Image, path: Path, **options: Any) -> Path:
@@ -204,35 +168,19 @@ def read_panels(run: Path) -> Panels | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Panels(
-            found["protocol"], *(tuple(map(_image, found[part])) for part in ("chosen", "worst"))
-        )
+        index = json.loads(path.read_text(encoding="utf-8"))
+        parts = ([_image(one) for one in index[part]] for part in ("chosen", "worst"))
+        return Panels(index["protocol"], *parts)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not an index of images ({error!r})") from error
 
 
-def _image(found: Mapping[str, Any]) -> ImagePanels:
-    maps = tuple(
-        MapPanel(one["method"], _plain(one["file"]), _sides(one["predicted"]), one.get("score"))
-        for one in found["maps"]
-    )
-    width, height = (int(side) for side in found["size"])
-    box = _sides(found["box"])
-    if box is None:
-        raise ValueError(f"{found['key']} has no box")
-    file = _plain(found["file"])
-    return ImagePanels(found["key"], found["class_name"], (width, height), box, file, maps)
-
-
-def _sides(box: Sequence[float] | None) -> Sides | None:
-    if box is None:
-        return None
-    x0, y0, x1, y1 = (float(side) for side in box)
-    return x0, y0, x1, y1
-
-
-def _plain(name: str) -> str:
-    if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
-        raise ValueError(f"{name!r} is not the name of a file in this folder")
-    return name
+def _image(one: Mapping[str, Any]) -> ImagePanels:
+    image = ImagePanels(**{**one, "maps": [MapPanel(**of) for of in one["maps"]]})
+    for name in (image.file, *(of.file for of in image.maps)):
+        if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+            raise ValueError(f"{name!r} is not the name of a file in this folder")
+    for sides in (image.size, image.box, *(of.predicted for of in image.maps)):
+        if sides is not None and not all(isinstance(side, (int, float)) for side in sides):
+            raise ValueError(f"{sides!r} are not numbers")
+    return image

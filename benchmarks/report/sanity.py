@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import altair as alt
 
-from benchmarks.report.chart_parts import HEIGHT, colour, dash
+from benchmarks.report.chart_parts import lines
 from benchmarks.report.looks import looks_of
 from benchmarks.results.tables import as_markdown as as_table
 
@@ -53,56 +54,36 @@ def _rows(results: Mapping[str, Any]) -> list[list[str]]:
             "empty",
         ]
     ]
-    for name, found in results["summary"].items():
+    for name, stages_of in results["summary"].items():
         asked = [*((stage, figure) for figure in TITLES for stage in stages), (RANDOM, RISE)]
-        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*found[stage][figure]) for stage, figure in asked]
-        rows.append([titles[name], *cells, str(sum(of["num_empty"] for of in found.values()))])
+        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*stages_of[stage][figure])
+                 for stage, figure in asked]  # fmt: skip
+        empty = sum(stage["num_empty"] for stage in stages_of.values())
+        rows.append([titles[name], *cells, str(empty)])
     return rows
 
 
 def sanity_chart(results: Mapping[str, Any]) -> Any:
     """Each figure over the stages, a line per method with its intervals; the floor apart."""
-    # The trained network's maps are what the others are compared to.
-    stages = ["trained", *results["stages"], results["floor"]]
+    floor, stages = results["floor"], ["trained", *results["stages"], results["floor"]]
     measured = [method for method in results["methods"] if method["name"] in results["summary"]]
-    looks = looks_of(measured, results.get("main_method"))
-    present = list(looks.values())
+    present = list(looks_of(measured, results.get("main_method")).values())
+    axis = alt.Axis(labelAngle=0, labelExpr="split(datum.label, ' ')", grid=False)
+    x = alt.X("stage:N", title="re-initialised, from the head down", axis=axis)
+    x = x.scale(domain=stages)
+    y = alt.Y("value:Q", title="alike to the trained network's map")
     panels = []
     for key, title in TITLES.items():
         rows = [
-            {**look.row(), "stage": stage, "apart": stage == results["floor"],
-             **dict(zip(("value", "low", "high"), _at(results, look.method, stage, key),
-                        strict=True))}
+            {**asdict(look), "stage": stage, "apart": stage == floor,
+             **dict(zip(("value", "low", "high"), numbers, strict=True))}
             for look in sorted(present, key=lambda look: look.named)
-            for stage in stages
+            # The trained network's maps are alike to themselves.
+            for stage, numbers in (
+                ("trained", [1, 1, 1]),
+                *((stage, results["summary"][look.method][stage][key]) for stage in stages[1:]),
+            )
         ]  # fmt: skip
-        axis = alt.Axis(labelAngle=0, labelExpr="split(datum.label, ' ')", grid=False, labelLimit=0)
-        x = alt.X("stage:N", title="re-initialised, from the head down", axis=axis,
-                  scale=alt.Scale(domain=stages))  # fmt: skip
-        aside = alt.XOffset("label:N", sort=[look.label for look in present])
-        alike = "alike to the trained network's map"
-        y = alt.Y("value:Q", title=alike)
-        strength = alt.expr("datum.named ? 1 : 0.4")
-        base = alt.Chart(alt.Data(values=rows))
-        hue, each = colour(present), alt.Detail("apart:N")
-        lines = base.mark_line(strokeWidth=1.5, opacity=strength)
-        ends = base.mark_rule(strokeWidth=1, opacity=strength)
-        dots = base.mark_point(filled=True, size=26, opacity=strength)
-        panels.append(
-            alt.layer(
-                lines.encode(x, y, aside, hue, dash(present), each),
-                ends.encode(
-                    x, alt.Y("low:Q", title=alike), alt.Y2("high:Q"), aside, hue,
-                ),
-                dots.encode(x, y, aside, hue, tooltip=[alt.Tooltip("label:N"), "value:Q"]),
-            ).properties(width=74 * len(stages), height=HEIGHT, title=alt.Title(title))
-        )  # fmt: skip
+        panel = lines(rows, present, x, y, alt.Detail("apart:N"))
+        panels.append(panel.properties(width=74 * len(stages), title=alt.Title(title)))
     return alt.hconcat(*panels)
-
-
-def _at(results: Mapping[str, Any], method: str, stage: str, key: str) -> list[float]:
-    """Mean and interval; the trained network's maps are alike to themselves."""
-    if stage == "trained":
-        return [1.0, 1.0, 1.0]
-    found: list[float] = results["summary"][method][stage][key]
-    return found

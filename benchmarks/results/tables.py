@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ class Cell:
         ends (tuple of str, optional): of its 95% interval, as they are shown.
         half_width (str, optional): of the interval.
         note (str): what else belongs to the number, such as its threshold.
+        verdict (str): ``"above"`` or ``"below"``, of a difference whose interval leaves out zero:
+            the method is better than the main one, or worse.
     """
 
     text: str = MISSING
@@ -28,6 +30,7 @@ class Cell:
     ends: tuple[str, str] | None = None
     half_width: str | None = None
     note: str = ""
+    verdict: Literal["above", "below", ""] = ""
 
     def full(self) -> str:
         """With the ends of the interval."""
@@ -121,15 +124,20 @@ def _difference_cell(numbers: Numbers, figure: Mapping[str, Any]) -> Cell:
     if "difference" not in found:
         return Cell()
     form = "{:+.1f}" if figure["unit"] == "%" else "{:+.3f}"
-    ends = (found["difference_low"], found["difference_high"])
-    return _with_interval(found["difference"], ends, form)
+    low, high = found["difference_low"], found["difference_high"]
+    worst, best = (low, high) if figure["better"] == "higher" else (-high, -low)
+    cell = _with_interval(found["difference"], (low, high), form)
+    return replace(cell, verdict="above" if worst > 0 else "below" if best < 0 else "")
 
 
 def _with_interval(value: float, ends: tuple[float, float], form: str, note: str = "") -> Cell:
-    scale = 100 if "1f" in form else 1
-    low, high = (form.format(scale * end) for end in ends)
-    half = form.replace("+", "").format(scale * (ends[1] - ends[0]) / 2)
-    return Cell(form.format(scale * value), value, (low, high), half, note)
+    scale, digits = (100, 1) if "1f" in form else (1, 3)
+
+    def text(number: float, form: str = form) -> str:
+        return form.format(round(scale * number, digits) + 0.0)  # no -0.0
+
+    half = text((ends[1] - ends[0]) / 2, form.replace("+", ""))
+    return Cell(text(value), value, (text(ends[0]), text(ends[1])), half, note)
 
 
 def _misses(numbers: Numbers) -> Cell:

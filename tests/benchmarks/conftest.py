@@ -142,7 +142,8 @@ def with_invented(results: dict[str, Any]) -> dict[str, Any]:
     found["figures"] = [
         *found["figures"],
         {"key": "wobble", "protocol": "tremor", "heading": "Wobble <i>of</i> maps",
-         "better": "lower", "unit": "", "lead": True},
+         "better": "lower", "unit": "", "lead": True, "at": None, "about": "How maps wobble",
+         "in_terminal": True},
     ]  # fmt: skip
     found["counts"]["measured"]["tremor"] = NUM_IMAGES
     found["counts"]["left_out"]["tremor"] = 0

@@ -1,6 +1,8 @@
 "use strict";
 
-const specs = JSON.parse(document.getElementById("data").textContent);
+// The page has a legend of its own for all charts.
+const own = (key, value) => (key === "legend" ? null : value);
+const specs = JSON.parse(document.getElementById("data").textContent, own);
 const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
 
 /* The table: click on a heading to sort, again for the other direction; what is missing stays last. */
@@ -29,151 +31,84 @@ for (const heading of all("#results thead th[aria-sort]")) {
   heading.querySelector("button").addEventListener("click", () => sortBy(heading));
 }
 
-/* The charts share what is shown and what is pointed at. */
-const views = new Map();
+/* All charts share what is shown and what is pointed at. */
+const charts = all(".vega");
 const entries = all(".legend li button");
-const hidden = new Set();
-let lit = "";
+const isOn = (entry) => entry.getAttribute("aria-pressed") === "true";
 
 function tell(name, value) {
-  for (const view of views.values()) view.signal(name, value).runAsync();
+  for (const chart of charts) chart.view.signal(name, value).runAsync();
 }
-
-function show(names, on) {
-  for (const name of names) hidden[on ? "delete" : "add"](name);
-  for (const entry of entries) entry.setAttribute("aria-pressed", String(!hidden.has(entry.dataset.method)));
-  for (const view of views.values()) {
-    view.signal("shown", view.methods.filter((name) => !hidden.has(name))).runAsync();
-  }
+function show(wanted) {
+  for (const entry of entries) entry.setAttribute("aria-pressed", String(wanted(entry)));
+  tell("shown", entries.filter(isOn).map((entry) => entry.dataset.method));
 }
-for (const entry of entries) {
-  entry.addEventListener("click", () => show([entry.dataset.method], hidden.has(entry.dataset.method)));
+for (const one of entries) {
+  one.addEventListener("click", () => show((entry) => isOn(entry) !== (entry === one)));
 }
 for (const choice of all("[data-show]")) {
-  choice.addEventListener("click", () => {
-    const which = choice.dataset.show;
-    const wanted = (entry) => which === "all" || (which === "some" && "named" in entry.dataset);
-    for (const on of [true, false]) {
-      show(entries.filter((entry) => wanted(entry) === on).map((entry) => entry.dataset.method), on);
-    }
-  });
+  const wanted = { all: () => true, none: () => false, some: (entry) => "named" in entry.dataset };
+  choice.addEventListener("click", () => show(wanted[choice.dataset.show]));
 }
 
+let lit = "";
 function light(name) {
   if (name === lit) return;
   lit = name;
   for (const part of all("[data-method]")) part.classList.toggle("lit", part.dataset.method === name);
   tell("lit", name);
 }
-const methodAt = (target) => target.closest?.("[data-method]")?.dataset.method ?? "";
-document.addEventListener("pointerover", (event) => {
-  if (!event.target.closest?.(".vega")) light(methodAt(event.target));
-});
-document.addEventListener("focusin", (event) => {
-  if (event.target.matches(":focus-visible")) light(methodAt(event.target));
-});
+const lightAt = (target) => light(target.closest?.("[data-method]")?.dataset.method ?? "");
+document.addEventListener("pointerover", ({ target }) => target.closest?.(".vega") || lightAt(target));
+document.addEventListener("focusin", ({ target }) => target.matches(":focus-visible") && lightAt(target));
 
-/* A legend reads all curves beside it off at the place of the pointer. */
-function readOff(card, at) {
-  const output = card.querySelector("output");
-  const home = output.dataset.at === undefined ? null : Number(output.dataset.at);
-  const place = at ?? home;
-  const share = (value) => value.toFixed(2);
-  output.textContent = place === null ? output.dataset.home : `at ${share(place)}`;
-  for (const chart of all(".vega", card)) {
-    const view = views.get(chart.dataset.chart);
-    view.signal("at", place).runAsync();
-    for (const value of all(`.value[data-chart="${CSS.escape(chart.dataset.chart)}"]`, card)) {
-      value.dataset.home ??= value.textContent;
-      const curve = view.curves.get(value.closest("button").dataset.method);
-      if (at === null || curve === undefined) value.textContent = value.dataset.home;
-      else value.textContent = view.share ? (100 * curve.get(place)).toFixed(1) : curve.get(place).toFixed(3);
-    }
+/* The legend reads the curves of a chart off, at the place of the pointer. */
+function readOff(chart, at) {
+  const { title, usermeta, datasets } = specs[chart.dataset.chart];
+  const { x: places } = datasets.curves[0];
+  const nearest = at === null ? -1 : places.reduce((best, x, i) => (Math.abs(x - at) < Math.abs(places[best] - at) ? i : best), 0);
+  const curves = new Map(datasets.curves.map((row) => [row.method, row.y[nearest]]));
+  for (const entry of entries) {
+    const y = curves.get(entry.dataset.method);
+    const text = usermeta.share ? (100 * y).toFixed(1) : y?.toFixed(3);
+    entry.querySelector(".value").textContent = y === undefined ? "" : text;
   }
+  const place = nearest < 0 ? null : places[nearest];
+  document.querySelector(".legend output").textContent = place === null ? "" : `${title.text}, at ${place.toFixed(2)}`;
+  chart.view.signal("at", place).runAsync();
 }
 
-function follow(chart, view) {
-  const card = chart.closest(".curves");
-  const found = [view.spec, ...view.spec.layer].map((one) => one.data?.values ?? view.spec.datasets?.[one.data?.name]);
-  const rows = found.find((values) => Array.isArray(values?.[0]?.x));
-  if (!rows || !card.querySelector("output")) return;
-  view.share = view.spec.layer.some((layer) => layer.encoding?.y?.axis?.format === ".0%");
-  view.curves = new Map(rows.map((row) => [row.method, new Map(row.x.map((x, i) => [x, row.y[i]]))]));
-  const places = rows[0].x;
-  view.addEventListener("pointermove", (event) => {
-    const box = chart.querySelector("svg").getBoundingClientRect();
-    const x = view.scale("x").invert(event.clientX - box.left - view.origin()[0]);
-    readOff(card, places.reduce((best, one) => (Math.abs(one - x) < Math.abs(best - x) ? one : best)));
-  });
-  chart.addEventListener("pointerleave", () => readOff(card, null));
-}
-
-/* Charts are drawn with the page's colours, and their expressions interpreted, never run as code. */
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-function settings() {
-  const [text, muted, line, faint] = ["--text", "--muted", "--line", "--faint"].map(colour);
-  return {
-    font: getComputedStyle(document.body).fontFamily,
-    background: "transparent",
-    view: { stroke: null },
-    axis: {
-      gridColor: line, domain: false, tickColor: faint, labelColor: muted, titleColor: muted,
-      titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 12, titlePadding: 9,
-      labelLimit: innerWidth < 640 ? 130 : 260,
-    },
-    text: { fill: text },
-  };
-}
+/* Expressions are interpreted, never run as code; colours are the page's own. */
+const [text, muted, line, faint] = ["--text", "--muted", "--line", "--faint"].map((name) => `var(${name})`);
+const config = {
+  font: getComputedStyle(document.body).fontFamily,
+  background: "transparent",
+  view: { stroke: null },
+  axis: {
+    gridColor: line, domain: false, tickColor: faint, labelColor: muted, titleColor: muted,
+    titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 12, titlePadding: 9,
+    labelLimit: innerWidth < 640 ? 130 : 260,
+  },
+  text: { fill: text },
+};
 
 async function draw(chart) {
-  const { title, ...spec } = structuredClone(specs[chart.dataset.chart]);
-  // The page has legends of its own, which switch the lines.
-  for (const { encoding = {} } of spec.layer) {
-    for (const channel of [encoding.color, encoding.shape]) if (channel?.legend) channel.legend = null;
-  }
-  Object.assign(spec, { width: "container", autosize: { type: "fit-x", contains: "padding" } });
-  const { view } = await vegaEmbed(chart, spec, {
-    mode: "vega-lite", ast: true, actions: false, renderer: "svg", config: settings(),
-    tooltip: { theme: dark.matches ? "dark" : "light" },
-  });
-  view.spec = spec;
-  view.methods = spec.params.find((one) => one.name === "shown").value;
+  const { title, ...spec } = specs[chart.dataset.chart];
+  const { view } = await vegaEmbed(
+    chart,
+    { ...spec, width: "container", autosize: { type: "fit-x", contains: "padding" } },
+    { mode: "vega-lite", ast: true, actions: false, renderer: "svg", config },
+  );
   chart.view = view;
-  views.set(chart.dataset.chart, view);
   view.addEventListener("pointermove", (event, item) => light(item?.datum?.method ?? ""));
   chart.addEventListener("pointerleave", () => light(""));
-  if (chart.closest(".curves")) follow(chart, view);
-}
-
-async function drawAll() {
-  for (const chart of all(".vega")) {
-    chart.view?.finalize();
-    await draw(chart);
-  }
-  for (const card of all(".curves")) if (card.querySelector("output")) readOff(card, null);
-  show([], true);
-  document.body.dataset.drawn = "yes";
-}
-drawAll();
-dark.addEventListener("change", drawAll);
-
-/* Maps over their images. */
-document.getElementById("overlays")?.addEventListener("change", (event) => {
-  document.body.classList.toggle("bare", !event.target.checked);
-});
-
-/* The command to the clipboard, where the browser allows it. */
-const copy = document.getElementById("copy");
-if (navigator.clipboard) {
-  copy.hidden = false;
-  copy.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(document.getElementById("command").textContent);
-      copy.textContent = "copied";
-    } catch {
-      copy.textContent = "not allowed";
-    }
+  if (!spec.datasets) return;
+  view.addEventListener("pointermove", ({ clientX }) => {
+    const { left } = chart.querySelector("svg").getBoundingClientRect();
+    readOff(chart, view.scale("x").invert(clientX - left - view.origin()[0]));
   });
+  const home = spec.params.find(({ name }) => name === "at").value;
+  chart.addEventListener("pointerleave", () => readOff(chart, home));
+  if (home !== null) readOff(chart, home);
 }
+Promise.all(charts.map(draw)).then(() => (document.body.dataset.drawn = "yes"));

@@ -23,19 +23,20 @@ def test_colours_go_by_the_name_and_not_by_the_order(names: list[str]) -> None:
 
 
 def test_a_colour_is_kept_when_another_method_joins_or_leaves() -> None:
-    before = colours(["ours_recommended", "saliency", "eigen_cam"])
-    after = colours(["eigen_cam", "lime", "ours_recommended"])
+    before = colours(["ours_localize", "saliency", "eigen_cam"])
+    after = colours(["eigen_cam", "lime", "ours_localize"])
     assert before["eigen_cam"] == after["eigen_cam"]
-    assert before["ours_recommended"] == after["ours_recommended"] == COLOURS[0]
+    assert before["ours_localize"] == after["ours_localize"] == COLOURS[0]
 
 
 def test_of_many_methods_twelve_are_coloured_and_the_rest_grey() -> None:
     looks = looks_of(methods(30), "m29")
-    coloured = [look for look in looks.values() if look.coloured]
+    coloured = [look for look in looks.values() if look.colour != GREY]
     assert len(coloured) == len({look.colour for look in coloured}) == 12
-    assert looks["m29"].coloured, "the main method"
+    assert looks["m29"].colour != GREY, "the main method"
     assert {look.family for look in coloured} == {m["family"] for m in methods(5)}
-    assert {look.colour for look in looks.values() if not look.coloured} == {GREY}
+    assert {look.named for look in coloured} == {True}
+    assert sum(look.named for look in looks.values()) == 12
 
 
 def test_families_differ_in_dash_and_shape() -> None:
@@ -50,7 +51,7 @@ def test_methods_on_fewer_images_say_so_and_are_coloured_last() -> None:
     looks = looks_of(methods(30), None, images)
     assert looks["m3"].label == "Method 3 (n = 5)"
     assert looks["m12"].label == "Method 12"
-    assert {name for name, look in looks.items() if look.coloured} == {
+    assert {name for name, look in looks.items() if look.colour != GREY} == {
         f"m{i}" for i in range(10, 22)
     }
 

@@ -74,7 +74,7 @@ def test_ids_are_unique_and_what_is_referred_to_is_there(page: Page) -> None:
     assert {link[1:] for link in links if link} <= set(ids)
 
 
-def test_every_method_is_in_the_table_and_those_with_curves_in_the_legend(
+def test_every_method_is_in_the_table_and_in_the_legend(
     page: Page, shared_results: dict[str, Any]
 ) -> None:
     def methods(tag: str) -> set[str | None]:
@@ -82,7 +82,7 @@ def test_every_method_is_in_the_table_and_those_with_curves_in_the_legend(
 
     measured = set(shared_results["summary"])
     assert methods("tr") == measured
-    assert methods("button") == measured - {"uniform_heatmap"}
+    assert methods("button") == measured
     for method in shared_results["methods"]:
         assert method["title"] in page.text
 
@@ -204,9 +204,8 @@ def test_a_run_without_curves_and_boxes_is_shown_too(results: dict[str, Any]) ->
         protocols.pop("boxes", None)
     page = Page(render(results))
     assert page.unbalanced == []
-    sections = {a.get("id") for a in page.named("section")}
-    assert "section-curves" not in sections
-    assert "section-cost" in sections
+    charts = {a["data-chart"] for a in page.named("div") if "data-chart" in a}
+    assert charts == {"cost", "intervals_score"}
 
 
 def test_a_run_without_our_methods_or_costs_is_shown_too(results: dict[str, Any]) -> None:

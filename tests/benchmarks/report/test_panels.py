@@ -83,7 +83,7 @@ def test_what_was_written_is_read_back(finished_run: Path, results: dict[str, An
     assert panels.protocol == "boxes"
     assert [image.key for image in panels.worst] == ["001.Thing/02.jpg", "001.Thing/03.jpg"]
     assert panels.worst[0].maps[0].score == 0.62
-    assert panels.chosen[0].box == (20.0, 15.0, 90.0, 75.0)
+    assert list(panels.chosen[0].box) == [20.0, 15.0, 90.0, 75.0]
 
 
 def test_a_run_without_images_has_none(tmp_path: Path) -> None:

@@ -42,6 +42,15 @@ def test_shares_are_in_percent_and_times_in_milliseconds() -> None:
     assert cell("attention, box", 1) == "90.0 [85.0, 95.0]"
 
 
+def test_what_rounds_to_zero_has_no_minus() -> None:
+    near = {"value": 0.5, "low": -0.0001, "high": 0.6, "difference": -0.0001,
+            "difference_low": -0.0002, "difference_high": 0.3}  # fmt: skip
+    summary = {"a": {"attention": {**numbers(), "figures": {"score": near}}}}
+    heading, row = table_rows({**RESULTS, "summary": summary})
+    assert row[heading.index("attention, box")] == "50.0 [0.0, 60.0]"
+    assert row[heading.index("minus main")] == "+0.0 [+0.0, +30.0]"
+
+
 def test_a_terminal_has_half_the_width_of_the_interval() -> None:
     assert "79.7 ±5.0" in table_rows(RESULTS, compact=True)[1]
 
