@@ -1,7 +1,7 @@
 """The errors that captum_embed raises, by what is wrong.
 
-Each is a ``ValueError`` (or ``ImportError`` for a missing extra), so that code which
-catches the built-in keeps working.
+Each is a ``ValueError`` (``ImportError`` for a missing extra, ``RuntimeError`` for a failed
+process), so that code which catches the built-in keeps working.
 """
 
 
@@ -19,6 +19,10 @@ class BankMismatchError(ValueError):
 
 class BankFileError(ValueError):
     """A weight bank on disk is truncated, altered, or of an unknown format."""
+
+
+class ProcessError(RuntimeError):
+    """Another process of a job failed or ended."""
 
 
 class MissingExtraError(ImportError):

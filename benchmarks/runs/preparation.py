@@ -27,9 +27,10 @@ from benchmarks.networks.build import named_layer
 from benchmarks.networks.checkpoints import read_safetensors
 from benchmarks.protocols.registry import EvaluationProtocol
 from benchmarks.runs.settings import ExplainSettings
-from captum_embed import TripletForward, WeightBank, build_weight_bank
+from captum_embed import TripletForward, build_weight_bank
+from captum_embed.encoder_forward import Explains
 from captum_embed.errors import InputError
-from captum_embed.weight_bank.mining import mine_tuples, require_minable
+from captum_embed.weight_bank.mining import Mining, mine_tuples, require_minable
 
 # Images of one size among these are encoded together; 16 full-size ones fit in 2 GB.
 BANK_BATCH = 16
@@ -183,36 +184,6 @@ class ProtocolCache:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def prepare_bank(
-    path: Path,
-    forward: TripletForward,
-    layer: nn.Module,
-    images: ShownImages,
-    *,
-    same: WeightBank | None = None,
-    num_tuples: int,
-    mining: Literal["all", "hardest", "random"],
-    seed: int,
-    progress: bool,
-) -> WeightBank:
-    """The bank of the training images: read from the cache, or put there, built or the `same`."""
-    if path.exists():
-        return WeightBank.load(path)
-    bank = same or build_weight_bank(
-        forward,
-        layer,
-        images,
-        num_tuples=None if mining == "all" else num_tuples,
-        mining=mining,
-        batch_size=BANK_BATCH,
-        seed=seed,
-        keys=[record.key for record in images.records],
-        progress=progress,
-    )
-    bank.save(path)
-    return bank
-
-
 def prepare_banks(
     cache: ProtocolCache,
     methods: Sequence[Method],
@@ -221,21 +192,31 @@ def prepare_banks(
     images: ShownImages,
     settings: ExplainSettings,
 ) -> None:
-    """All banks that some methods borrow from; what is asked for in two ways is built once."""
-    built: dict[tuple[nn.Module, int, str, str], WeightBank] = {}
+    """All banks that some methods borrow from, unless they are in the cache.
+
+    Banks of one loss and mining come from the same passes, whatever their layers. What is asked
+    for in two ways, by name and as the run says, is built once.
+    """
+    wanted: dict[tuple[int, Mining, Explains], dict[nn.Module, list[Path]]] = {}
     for spec in distinct_banks(methods):
-        bank_layer = named_layer(forward.encoder, layer, spec.layer)
-        num_tuples = spec.num_tuples or settings.num_tuples
-        mining = spec.mining or settings.mining
-        asked = (bank_layer, num_tuples, mining, spec.explains)
-        built[asked] = prepare_bank(
-            cache.bank(spec),
-            TripletForward(forward.encoder, forward.margin, explains=spec.explains).eval(),
-            bank_layer,
+        path = cache.bank(spec)
+        if path.exists():
+            continue
+        asked = spec.num_tuples or settings.num_tuples, spec.mining or settings.mining
+        layers = wanted.setdefault((*asked, spec.explains), {})
+        layers.setdefault(named_layer(forward.encoder, layer, spec.layer), []).append(path)
+    for (num_tuples, mining, explains), layers in wanted.items():
+        banks = build_weight_bank(
+            TripletForward(forward.encoder, forward.margin, explains=explains).eval(),
+            list(layers),
             images,
-            same=built.get(asked),
-            num_tuples=num_tuples,
+            num_tuples=None if mining == "all" else num_tuples,
             mining=mining,
+            batch_size=BANK_BATCH,
             seed=settings.seed,
+            keys=[record.key for record in images.records],
             progress=settings.progress,
         )
+        for bank, paths in zip(banks, layers.values(), strict=True):
+            for path in paths:
+                bank.save(path)

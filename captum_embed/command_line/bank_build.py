@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from captum_embed import TripletForward, WeightBank, build_weight_bank
+from captum_embed import TripletForward, build_weight_bank
 from captum_embed.command_line.bank_files import facts_of, require_replaceable, told
 from captum_embed.command_line.images import ImageFolder, Preprocessing, require_readable
 from captum_embed.command_line.preparation import (
@@ -44,7 +44,7 @@ def run(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if parsed.num_tuples:
         mining["num_tuples"] = parsed.num_tuples
     settings = {name: value for name, value in prepared.layer.items() if name != "layer"}
-    bank = build_weight_bank(
+    build_weight_bank(
         forward,
         prepared.layer["layer"],
         folder,
@@ -53,16 +53,14 @@ def run(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
         batch_size=parsed.batch_size,
         num_workers=parsed.workers,
         seed=parsed.seed,
+        metadata={
+            "network": prepared.network.name,
+            RECIPE: prepared.recipe.name,
+            CLASS_NAMES: json.dumps(folder.class_names),
+            PREPROCESSING: prepared.preprocessing.to_text(),
+        },
+        path=parsed.output,
         progress=not parsed.quiet,
     )
-    noted = {
-        "network": prepared.network.name,
-        RECIPE: prepared.recipe.name,
-        CLASS_NAMES: json.dumps(folder.class_names),
-        PREPROCESSING: prepared.preprocessing.to_text(),
-    }
-    WeightBank(
-        bank.embeddings, bank.weights, bank.labels, bank.keys, {**bank.metadata, **noted}
-    ).save(parsed.output)
     facts = facts_of(Path(parsed.output))
     return facts, told(facts)

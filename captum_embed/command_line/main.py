@@ -16,11 +16,20 @@ from captum_embed.errors import (
     InputError,
     LayerError,
     MissingExtraError,
+    ProcessError,
 )
 
 INTERRUPTED = 130
 # What a user can put right; anything else is an error in here, and keeps its traceback.
-EXPECTED = (BankFileError, BankMismatchError, InputError, LayerError, MissingExtraError, OSError)
+EXPECTED = (
+    BankFileError,
+    BankMismatchError,
+    InputError,
+    LayerError,
+    MissingExtraError,
+    OSError,
+    ProcessError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

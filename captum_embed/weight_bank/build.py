@@ -8,46 +8,39 @@ of mixed classes.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from captum_embed.encoder_forward import MetricForward, mean_of_nonzero
-from captum_embed.encoders import encoder_fingerprint, evaluation_mode
+from captum_embed.encoder_forward import MetricForward
+from captum_embed.encoders import evaluation_mode
 from captum_embed.errors import InputError
 from captum_embed.layouts import Layout
-from captum_embed.metric_forwards import SimilarityForward
 from captum_embed.weight_bank.bank import WeightBank
+from captum_embed.weight_bank.build_job import BuildJob
+from captum_embed.weight_bank.build_work import BuildWork
 from captum_embed.weight_bank.encoder_runs import EncoderRuns
 from captum_embed.weight_bank.entries import checked_keys
-from captum_embed.weight_bank.files import library_versions
 from captum_embed.weight_bank.images import ImageSource
 from captum_embed.weight_bank.mining import (
     NUM_TUPLES,
     REFERENCE_POOL,
     Mining,
-    mine_tuples,
-    mixed_batches,
     require_minable,
     require_mining,
-    tuple_losses,
 )
-from captum_embed.weight_bank.passes import (
-    KeptRuns,
-    Objective,
-    embed_all,
-    weigh_all,
-    weigh_batches,
+from captum_embed.weight_bank.objectives import (
+    loss_settings,
+    name_of,
+    require_forward,
+    require_own_tuples,
 )
-from captum_embed.weight_bank.tuples import AllTuples
+from captum_embed.weight_bank.processes import Processes
 
-# Above this share of images without an entry there is a warning.
-_MANY_SKIPPED = 0.1
-# Spread of embeddings, as a share of their norm, that is no more than rounding.
-_COLLAPSED = 1e-6
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @overload
@@ -79,6 +72,9 @@ def build_weight_bank(  # type: ignore[misc]
     device: torch.device | str | None = None,
     keys: Sequence[str] | None = None,
     activation_budget: int = 2**30,
+    metadata: Mapping[str, str] | None = None,
+    path: Paths | None = None,
+    process_group: Any = None,
     progress: bool = True,
 ) -> WeightBank | tuple[WeightBank, ...]:
     """Builds a weight bank: for each image, its embedding and its averaged grad-weights.
@@ -124,19 +120,32 @@ def build_weight_bank(  # type: ignore[misc]
             where the data set lists paths as torchvision's ``ImageFolder`` does; otherwise none.
         activation_budget: Bytes of activations, at and above the layer, that may be kept between
             the passes; the images that fit are not run a second time.
+        metadata: Further facts for the bank, such as the name of the network.
+        path: Where the bank is saved; for a list of layers, a path for each. What is computed is
+            also written to ``<path>.building`` about twice a minute, and a build that was
+            interrupted goes on from there when it is started again with the same settings.
+        process_group: Of ``torch.distributed``, where it is initialised; None: all processes.
         progress: Show progress bars.
+
+    Where ``torch.distributed`` is initialised, its processes share the work, and all of them must
+    call this, with the same arguments: each reads and runs its part of the data set, embeddings
+    are gathered, each mines for its own images, and the result is that of one process. With a
+    ``path``, in a directory that all of them see, each writes its shards and the first one the
+    manifest; without, every process has the whole bank in memory. See
+    :mod:`captum_embed.build_bank` for a command.
 
     Returns:
         A bank on the CPU, entries in the data set's order; a tuple of banks where ``layer`` is a
-        list. With ``mining="all"`` every image has an entry. Otherwise images without a
-        gradient (as a rule because none of their tuples has a loss) get none: they are counted
-        in ``metadata``, and warned about when they are more than a tenth.
+        list; with a path, mapped from the files. With ``mining="all"`` every image has an entry.
+        Otherwise images without a gradient (as a rule because none of their tuples has a loss)
+        get none: they are counted in ``metadata``, and warned about when more than a tenth.
 
     Raises:
         InputError: The data set is empty, has too few classes, a class of a single image, or
             other items than (image tensor, integer label); an argument does not fit; images
             change between the passes; embeddings are not a finite (N, D) matrix, or all the
             same; there is no gradient at all.
+        ProcessError: Another process failed or ended.
         LayerError: The layer is not in the encoder, does not run once, or gives activations
             that are not finite.
 
@@ -152,11 +161,12 @@ def build_weight_bank(  # type: ignore[misc]
         >>> build_weight_bank(TripletForward(encoder), encoder[0], dataset, progress=False)
         WeightBank(6 entries, embedding_dim=4, num_channels=4, layer='0', labels, ...)
     """
-    _require_forward(forward)
+    require_forward(forward)
+    with_tuples = isinstance(forward, MetricForward)
     if isinstance(forward, MetricForward):
         require_mining(forward, num_tuples, mining, seed, reference_pool)
     else:
-        _require_own_tuples(forward, mining, num_tuples, reference_pool, seed)
+        require_own_tuples(forward, mining, num_tuples, reference_pool, seed)
     if isinstance(activation_budget, bool) or not isinstance(activation_budget, int):
         raise InputError(f"activation_budget is {activation_budget!r}; expected a number of bytes")
     several = isinstance(layer, (list, tuple))
@@ -176,186 +186,46 @@ def build_weight_bank(  # type: ignore[misc]
         "explains": str(forward.explains),  # type: ignore[attr-defined]
         "layout": layout,
         "seed": str(seed),
-        **_loss_settings(forward),
+        **loss_settings(forward),
+        "mining": name_of(mining) if with_tuples else "batch",
     }
-    with evaluation_mode(encoder), evaluation_mode(forward):
+    if not with_tuples:
+        facts["batch_size"] = str(batch_size)
+    elif mining != "all":
+        facts["num_tuples"] = str(num_tuples or NUM_TUPLES)
+    processes = Processes(process_group)
+    job = BuildJob(_checked_paths(path, len(layers), several), processes)
+    work = BuildWork(runs, source, job, names, progress and processes.rank == 0)
+    with (
+        evaluation_mode(encoder),
+        evaluation_mode(forward),
+        job.running(work.settings(known, {**facts, "reference_pool": str(reference_pool)})),
+    ):
         if isinstance(forward, MetricForward):
-            facts["mining"] = mining if isinstance(mining, str) else _name(mining)
-            if mining != "all":
-                facts["num_tuples"] = str(num_tuples or NUM_TUPLES)
-            kept = KeptRuns(activation_budget)
-            embeddings, labels = embed_all(runs, source, kept, progress)
-            _require_names(names, labels)
-            require_minable(forward, labels)
-            _require_spread(embeddings)
-            objective, wanted = _objective(
-                forward,
-                embeddings,
-                labels,
-                mining=mining,
-                num_tuples=num_tuples or NUM_TUPLES,
-                reference_pool=reference_pool or REFERENCE_POOL,
-                seed=seed,
-                progress=progress,
-            )
-            weights = weigh_all(runs, source, kept, objective, wanted, embeddings, labels, progress)
+            options = {
+                "mining": mining,
+                "num_tuples": num_tuples or NUM_TUPLES,
+                "reference_pool": reference_pool or REFERENCE_POOL,
+                "seed": seed,
+            }
+            rows = work.of_tuples(forward, activation_budget, **options)
         else:
-            facts["mining"], facts["batch_size"] = "batch", str(batch_size)
-            labels = source.labels()
-            _require_names(names, labels)
-            groups = mixed_batches(labels, batch_size, torch.Generator().manual_seed(seed))
-            embeddings, weights = weigh_batches(runs, source, forward, groups, progress)
-            _require_spread(embeddings)
-    if runs.prefix_tokens:
-        facts["prefix_tokens"] = str(runs.prefix_tokens)
-    facts["encoder_fingerprint"] = encoder_fingerprint(encoder)
-    keep_all = isinstance(forward, MetricForward) and mining == "all"
-    banks = tuple(
-        _bank(embeddings, labels, each, names, forward, {"layer": name, **facts}, keep_all)
-        for name, each in zip(runs.layer_names, weights, strict=True)
-    )
+            rows = work.of_batches(forward, batch_size, seed)
+        facts |= {**work.network_facts(), **(metadata or {})}
+        banks = tuple(work.banks(forward, rows, facts, with_tuples and mining == "all"))
     return banks if several else banks[0]
 
 
-def _bank(
-    embeddings: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    names: Sequence[str] | None,
-    forward: Any,
-    facts: dict[str, str],
-    keep_all: bool,
-) -> WeightBank:
-    has_gradient = (weights != 0).any(1)
-    count = int(has_gradient.sum())
-    if not count or not keep_all:
-        _require_kept(count, len(labels), forward)
-    if keep_all:
-        has_gradient.fill_(True)
-    kept = has_gradient.nonzero()[:, 0]
-    everything = len(kept) == len(labels)
-    return WeightBank(
-        embeddings.cpu() if everything else embeddings[kept.to(embeddings.device)].cpu(),
-        weights if everything else weights[kept],
-        labels=labels.cpu()[kept],
-        keys=None if names is None else [names[index] for index in kept.tolist()],
-        metadata={
-            **facts,
-            "num_images": str(len(labels)),
-            "num_skipped": str(len(labels) - len(kept)),
-            **{f"{name}_version": value for name, value in library_versions().items()},
-        },
-    )
-
-
-def _objective(
-    forward: MetricForward,
-    embeddings: Tensor,
-    labels: Tensor,
-    *,
-    mining: Mining,
-    num_tuples: int,
-    reference_pool: int,
-    seed: int,
-    progress: bool,
-) -> tuple[Objective, Tensor]:
-    """The mean over each image's tuples, and which images have any, (B,)."""
-    if mining == "all":
-        every = AllTuples(forward, embeddings, labels)
-        return (
-            lambda own, indices: forward.directed(every.losses(own, indices)),
-            torch.ones(len(labels), dtype=torch.bool),
-        )
-    tuples = mine_tuples(
-        forward,
-        embeddings,
-        labels,
-        num_tuples=num_tuples,
-        mining=mining,
-        seed=seed,
-        reference_pool=reference_pool,
-        progress=progress,
-    )
-
-    def mean(own: Tensor, indices: Tensor) -> Tensor:
-        losses = tuple_losses(forward, own, embeddings.to(own), labels, indices, tuples.references)
-        losses = torch.where(tuples.active[indices], losses, torch.zeros_like(losses))
-        return forward.directed(mean_of_nonzero(losses))
-
-    wanted = tuples.active.any(1)
-    if not wanted.any():
-        _require_kept(0, len(labels), forward)
-    return mean, wanted.cpu()
-
-
-def _require_forward(forward: Any) -> None:
-    states = (
-        callable(forward)
-        and isinstance(getattr(forward, "encoder", None), nn.Module)
-        and getattr(forward, "explains", None) in ("match", "loss")
-    )
-    if not states or isinstance(forward, SimilarityForward):
+def _checked_paths(
+    path: Paths | None, count: int, several: bool
+) -> list[str | os.PathLike[str]] | None:
+    if path is None:
+        return None
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    if len({os.path.realpath(one) for one in paths}) != count or (
+        isinstance(path, str) and several
+    ):
         raise InputError(
-            f"forward is {type(forward).__name__}; expected a TripletForward, PairForward, "
-            "QuadrupletForward or LossForward, or a callable (images, labels) that states "
-            ".encoder and .explains ('match' or 'loss')"
+            f"path is {path!r} for {count} layers; expected a directory for each, all different"
         )
-
-
-def _require_own_tuples(
-    forward: Any, mining: Any, num_tuples: Any, reference_pool: Any, seed: Any
-) -> None:
-    if mining != "all" or num_tuples is not None or reference_pool is not None:
-        raise InputError(
-            f"{type(forward).__name__} makes its own tuples within a batch; leave out mining, "
-            "num_tuples and reference_pool (LossForward takes a miner)"
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed is {seed!r}; expected an integer of at least 0")
-
-
-def _require_names(names: Sequence[str] | None, labels: Tensor) -> None:
-    if names is not None and len(names) != len(labels):
-        raise InputError(f"keys are {len(names)} names for {len(labels)} images")
-
-
-def _require_spread(embeddings: Tensor) -> None:
-    wide = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    spread = float((wide - wide.mean(0)).norm(dim=1).max())
-    if spread <= _COLLAPSED * float(wide.norm(dim=1).max()):
-        raise InputError(
-            f"the embeddings of all {len(wide)} images are the same (they differ by {spread:.1e} "
-            "at most): the encoder has collapsed, or does not see its input, so nothing tells "
-            "images apart; look at its training, and at how images are normalised"
-        )
-
-
-def _require_kept(num_kept: int, num_images: int, forward: Any) -> None:
-    settings = ", ".join(f"{name} {value}" for name, value in _loss_settings(forward).items())
-    advice = "take mining='all', which has no hinge, give forward a larger margin, or mine more"
-    if num_kept == 0:
-        raise InputError(
-            f"none of the {num_images} images has a gradient to keep ({settings}): either no tuple "
-            f"has a loss, because the network keeps them all apart ({advice}), or nothing passes "
-            "from the embedding to the layer (dead units, or tokens of which only the class token "
-            "is read: choose another layer)"
-        )
-    if num_images - num_kept > _MANY_SKIPPED * num_images:
-        warnings.warn(
-            f"{num_images - num_kept} of {num_images} images carry no gradient (as a rule because "
-            f"none of their tuples has a loss) and get no entry ({settings}); for more {advice}",
-            stacklevel=4,
-        )
-
-
-def _loss_settings(forward: Any) -> dict[str, str]:
-    settings = {"forward": type(forward).__name__}
-    for name in ("distance", "loss", "miner", "margin", "second_margin"):
-        value = getattr(forward, name, None)
-        if value is not None:
-            settings[name] = _name(value) if callable(value) else str(value)
-    return settings
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", type(function).__name__)
+    return paths

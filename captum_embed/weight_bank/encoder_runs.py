@@ -49,6 +49,8 @@ class EncoderRuns:
         grid: As ``prefix_tokens``.
 
     Attributes:
+        layout: As given.
+        grid: As given.
         prefix_tokens: As given or, once the encoder ran, as counted; None of layers without tokens.
 
     Raises:
@@ -66,8 +68,8 @@ class EncoderRuns:
         prefix_tokens: int | None = None,
         grid: tuple[int, int] | None = None,
     ) -> None:
-        self._layout = checked_layout(layout, prefix_tokens, grid)
-        self._grid, self.prefix_tokens = grid, prefix_tokens
+        self.layout = checked_layout(layout, prefix_tokens, grid)
+        self.grid, self.prefix_tokens = grid, prefix_tokens
         self.layer_names = [_required_name(encoder, layer) for layer in layers]
         self.encoder = encoder
         self._layers = list(layers)
@@ -197,9 +199,9 @@ class EncoderRuns:
                         f"the layer '{name}' gives shape {tuple(tensor.shape)} for {len(images)} "
                         "images; expected (N, C, ...): choose another layer"
                     )
-                require_layout(tensor, self._layout, layer, images, f" '{name}'")
+                require_layout(tensor, self.layout, layer, images, f" '{name}'")
                 places = self._channels_first(tensor, size)
-                if self._layout == "tokens" and tensor.dim() == 3:
+                if self.layout == "tokens" and tensor.dim() == 3:
                     self.prefix_tokens = tensor.shape[1] - places[0, 0].numel()
                 self._require_finite(f"the activations of layer '{name}'", tensor, batch)
         if len(run.embeddings) != len(images):
@@ -213,9 +215,9 @@ class EncoderRuns:
     def _channels_first(self, tensor: Tensor, image_size: tuple[int, ...] | None) -> Tensor:
         return channels_first(
             tensor,
-            self._layout,
+            self.layout,
             prefix_tokens=self.prefix_tokens,
-            grid=self._grid,
+            grid=self.grid,
             image_size=image_size,
         )
 

@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,9 @@ class ImageSource:
             only: Ascending indices of the images wanted, or None for all.
 
         Yields:
-            Batches on the CPU. Within what is read at once, images of one size go together.
+            Batches on the CPU. What is read at once is a block of ``batch_size`` places in the
+            data set, whatever is wanted of it: an image meets the same others in every process
+            and after every interruption. Within a block, images of one size go together.
 
         Raises:
             InputError: An item is not (image tensor, integer label); it says which one.
@@ -119,11 +121,30 @@ class ImageSource:
         if self._indexed:
             assert self.length is not None
             wanted = torch.arange(self.length) if only is None else only
-            yield from self.batches_of(wanted.split(self._batch_size))
+            _, sizes = (wanted // self._batch_size).unique_consecutive(return_counts=True)
+            yield from self.batches_of(wanted.split(sizes.tolist()))
             return
         items = self._read_through(None if only is None else set(only.tolist()))
-        while chunk := list(islice(items, self._batch_size)):
-            yield from _by_size(chunk)
+        for _, block in groupby(items, lambda item: item[0] // self._batch_size):
+            yield from _by_size(block)
+
+    def whole_blocks(self, done: Tensor) -> Tensor:
+        """Which images are done, (B,), of those blocks alone that are done as a whole."""
+        blocks = torch.arange(len(done)) // self._batch_size
+        missing = blocks[~done]
+        return ~torch.isin(blocks, missing)
+
+    def block_range(self, blocks: range) -> range:
+        """The places of all images in these blocks."""
+        assert self.length is not None
+        size = self._batch_size
+        return range(min(blocks.start * size, self.length), min(blocks.stop * size, self.length))
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of ``batch_size`` images."""
+        assert self.length is not None
+        return -(-self.length // self._batch_size)
 
     def batches_of(self, groups: Iterable[Tensor]) -> Iterator[ImageBatch]:
         """Reads the images of each group of indices together.

@@ -51,6 +51,7 @@ def mine_tuples(
     mining: Mining,
     seed: int,
     reference_pool: int = REFERENCE_POOL,
+    anchors: Tensor | None = None,
     progress: bool = False,
 ) -> MinedTuples:
     """Chooses the tuples of each image from the embeddings of all of them.
@@ -60,13 +61,11 @@ def mine_tuples(
         embeddings: Shape (B, D).
         labels: Shape (B,), int64; see :func:`require_minable`.
         num_tuples: Number of tuples M per anchor. One that has fewer gets all it has.
-        mining: ``"hardest"``, the tuples of largest loss, exactly; ``"random"``, tuples drawn
-            uniformly, all different; or a callable, see :func:`build_weight_bank`.
+        mining: As in :func:`build_weight_bank`, but not ``"all"``.
         seed: Of the draws. Each anchor has a generator of its own, so its tuples depend on
             nothing but the seed and its place in the data set.
-        reference_pool: From how many images the references of the hardest tuples come, for all
-            anchors the same; two of each class at least, the rest drawn with the seed. Data
-            sets up to that size are their own pool.
+        reference_pool: As in :func:`build_weight_bank`; the same for all anchors.
+        anchors: Indices of the images whose tuples are wanted; None: all.
         progress: Show a bar.
 
     Returns:
@@ -80,24 +79,24 @@ def mine_tuples(
     if mining == "hardest":
         generator = torch.Generator().manual_seed(seed)
         pool = draw_pool(labels.cpu(), reference_pool, generator)
-        blocks = _hardest(forward, wide, labels, pool, num_tuples)
+        blocks = _hardest(forward, wide, labels, pool, num_tuples, anchors)
     else:
-        blocks = _one_by_one(forward, wide, labels, num_tuples, mining, seed)
+        blocks = _one_by_one(forward, wide, labels, num_tuples, mining, seed, anchors)
+    everyone = torch.arange(len(labels)) if anchors is None else anchors
     shape = (len(labels), num_tuples)
     references = labels.new_zeros((*shape, len(forward.reference_roles)))
     exists = torch.zeros(shape, dtype=torch.bool, device=labels.device)
     with (
         torch.no_grad(),
-        tqdm(total=len(labels), desc="mining tuples", unit="image", disable=not progress) as bar,
+        tqdm(total=len(everyone), desc="mining tuples", unit="image", disable=not progress) as bar,
     ):
-        for anchors, mined, real in blocks:
-            references[anchors, : mined.shape[1]] = mined
-            exists[anchors, : mined.shape[1]] = real
-            bar.update(len(anchors))
-        everyone = torch.arange(len(labels), device=labels.device)
-        for anchors in everyone.split(_ANCHORS_AT_ONCE):
-            losses = tuple_losses(forward, wide[anchors], wide, labels, anchors, references)
-            exists[anchors] &= losses != 0
+        for block, mined, real in blocks:
+            references[block, : mined.shape[1]] = mined
+            exists[block, : mined.shape[1]] = real
+            bar.update(len(block))
+        for block in everyone.to(labels.device).split(_ANCHORS_AT_ONCE):
+            losses = tuple_losses(forward, wide[block], wide, labels, block, references)
+            exists[block] &= losses != 0
     return MinedTuples(references, exists)
 
 
@@ -109,15 +108,9 @@ def tuple_losses(
     anchors: Tensor,
     references: Tensor,
 ) -> Tensor:
-    """Losses (A, M) of the anchors' tuples; differentiable in their own embeddings (A, D).
+    """Losses (A, M) of the tuples of anchors (A,), differentiable in ``anchor_embeddings`` (A, D).
 
-    Args:
-        forward: Gives the loss of a tuple.
-        anchor_embeddings: Shape (A, D).
-        embeddings: Of all images, (B, D).
-        labels: Of all images, (B,).
-        anchors: Image indices (A,).
-        references: Of all images, (B, M, R).
+    ``embeddings`` (B, D), ``labels`` (B,) and ``references`` (B, M, R) are those of all images.
     """
     chosen = references[anchors]
     arguments = [embeddings[index] for index in chosen.unbind(2)]
@@ -245,16 +238,21 @@ def rank_in_class(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _hardest(
-    forward: MetricForward, embeddings: Tensor, labels: Tensor, pool: Tensor, num_tuples: int
+    forward: MetricForward,
+    embeddings: Tensor,
+    labels: Tensor,
+    pool: Tensor,
+    num_tuples: int,
+    anchors: Tensor | None,
 ) -> Iterator[Block]:
     # Apple's GPUs have no float64.
     device = torch.device("cpu") if embeddings.device.type == "mps" else embeddings.device
     search = HardestTuples(
-        forward, embeddings.to(device), labels.to(device), pool.to(device), num_tuples
+        forward, embeddings.to(device), labels.to(device), pool.to(device), num_tuples, anchors
     )
     by_roles = {PAIR: search.pairs, TRIPLET: search.triplets, QUADRUPLET: search.quadruplets}
-    for anchors, references, real in by_roles[forward.reference_roles]():
-        yield anchors.to(labels.device), references.to(labels.device), real.to(labels.device)
+    for block, references, real in by_roles[forward.reference_roles]():
+        yield block.to(labels.device), references.to(labels.device), real.to(labels.device)
 
 
 def _one_by_one(
@@ -264,9 +262,10 @@ def _one_by_one(
     num_tuples: int,
     mining: Mining,
     seed: int,
+    anchors: Tensor | None,
 ) -> Iterator[Block]:
     draw = RandomTuples(labels.cpu(), forward.reference_roles) if mining == "random" else None
-    for anchor in range(len(labels)):
+    for anchor in range(len(labels)) if anchors is None else anchors.tolist():
         generator = torch.Generator().manual_seed(_seed_of(seed, anchor))
         if draw is not None:
             drawn = draw(anchor, num_tuples, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_embed.errors import InputError
+from captum_embed.weight_bank.build_job import BuildRows
 from captum_embed.weight_bank.encoder_runs import EncoderRun, EncoderRuns
 from captum_embed.weight_bank.images import ImageBatch, ImageSource
 
@@ -85,25 +87,49 @@ class _Saved:
 
 
 def embed_all(
-    runs: EncoderRuns, source: ImageSource, kept: KeptRuns, progress: bool
-) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, D) and labels (B,) of a data set, in its order."""
+    runs: EncoderRuns,
+    source: ImageSource,
+    kept: KeptRuns,
+    rows: BuildRows | None,
+    own: range | None,
+    progress: bool,
+) -> BuildRows:
+    """Embeddings (B, D) and labels (B,) of a data set, in its order.
+
+    Args:
+        runs: The encoder.
+        source: The data set.
+        kept: Takes the runs that are worth keeping.
+        rows: Filled; None: new ones, of a data set whose length is not known.
+        own: Images that this process embeds; None: all.
+        progress: Show a bar.
+    """
+    only = None
+    if own is not None and rows is not None:
+        images = torch.arange(own.start, own.stop)
+        only = images[~source.whole_blocks(rows.done)[own.start : own.stop]]
     parts = []
+    total = source.length if only is None else len(only)
     with (
+        _writing(rows),
         torch.enable_grad(),
-        tqdm(
-            total=source.length, desc="embedding images", unit="image", disable=not progress
-        ) as bar,
+        tqdm(total=total, desc="embedding images", unit="image", disable=not progress) as bar,
     ):
-        for batch in source.batches():
+        for batch in source.batches(only):
             run = kept.run(runs, batch)
-            parts.append((run.batch.indices, run.embeddings.detach(), run.batch.labels))
+            columns = {"embeddings": run.embeddings.detach(), "labels": run.batch.labels}
+            if rows is None:
+                parts.append((run.batch.indices, columns))
+            else:
+                rows.put(run.batch.indices, **columns)
             bar.update(len(run.embeddings))
-    if not parts:
-        raise InputError("dataset is empty; expected (image, label) pairs")
-    indices, embeddings, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    order = indices.argsort()
-    return embeddings[order], labels[order]
+    if rows is None:
+        if not parts:
+            raise InputError("dataset is empty; expected (image, label) pairs")
+        rows = BuildRows(sum(len(indices) for indices, _ in parts))
+        for indices, columns in parts:
+            rows.put(indices, **columns)
+    return rows
 
 
 def weigh_all(
@@ -114,19 +140,41 @@ def weigh_all(
     wanted: Tensor,
     embeddings: Tensor,
     labels: Tensor,
+    rows: BuildRows,
     progress: bool,
-) -> list[Tensor]:
-    """For each layer the weights (B, C), on the CPU; zero of images that are not wanted."""
-    table = _WeightTable(len(labels))
-    left = wanted.clone()
-    with tqdm(total=len(labels), desc="grad-weights", unit="image", disable=not progress) as bar:
+) -> None:
+    """Fills in the weights (B, C) of each layer, of the images that are wanted."""
+    left = wanted & ~source.whole_blocks(rows.done | ~wanted)
+    total = int(left.sum())
+    with (
+        _writing(rows),
+        tqdm(total=total, desc="grad-weights", unit="image", disable=not progress) as bar,
+    ):
         for run in _runs(runs, source, kept, left, embeddings, labels):
             with torch.enable_grad():
                 wide = torch.promote_types(run.embeddings.dtype, torch.float32)
                 values = objective(run.embeddings.to(wide), run.batch.indices)
-                table.put(run, runs.weights(run, values))
+                rows.put(run.batch.indices, **_by_layer(runs.weights(run, values)))
             bar.update(len(run.embeddings))
-    return table.tables
+
+
+def layer_column(position: int) -> str:
+    """What the weights of the layer at this position are called in :class:`BuildRows`."""
+    return f"layer{position}"
+
+
+def _by_layer(weights: list[Tensor]) -> dict[str, Tensor]:
+    return {layer_column(position): each for position, each in enumerate(weights)}
+
+
+@contextmanager
+def _writing(rows: BuildRows | None) -> Iterator[None]:
+    """What there is is written, also when the work is interrupted."""
+    try:
+        yield
+    finally:
+        if rows is not None:
+            rows.write()
 
 
 def _runs(
@@ -153,34 +201,21 @@ def _runs(
         del run
 
 
-class _WeightTable:
-    """Weights of all images, by layer, filled batch by batch."""
-
-    def __init__(self, count: int) -> None:
-        self.tables: list[Tensor] = []
-        self._count = count
-
-    def put(self, run: EncoderRun, weights: list[Tensor]) -> None:
-        if not self.tables:
-            self.tables = [
-                torch.zeros((self._count, each.shape[1]), dtype=each.dtype) for each in weights
-            ]
-        for table, each in zip(self.tables, weights, strict=True):
-            table[run.batch.indices.cpu()] = each.cpu()
-
-
 def weigh_batches(
     runs: EncoderRuns,
     source: ImageSource,
     forward: Callable[..., Any],
     groups: Sequence[Tensor],
+    rows: BuildRows,
     progress: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Embeddings (B, D) and weights of one pass, in which each batch is its own tuples."""
-    total = sum(len(group) for group in groups)
-    table = _WeightTable(total)
-    embeddings: Tensor | None = None
-    with tqdm(total=total, desc="grad-weights", unit="image", disable=not progress) as bar:
+) -> None:
+    """Fills in embeddings and weights in one pass, in which each batch is its own tuples."""
+    groups = [group for group in groups if not rows.done[group].all()]
+    total, first = sum(len(group) for group in groups), True
+    with (
+        _writing(rows),
+        tqdm(total=total, desc="grad-weights", unit="image", disable=not progress) as bar,
+    ):
         for group, batch in zip(groups, source.batches_of(groups), strict=False):
             if len(batch.indices) != len(group):
                 raise InputError(
@@ -190,15 +225,12 @@ def weigh_batches(
                 )
             with torch.enable_grad():
                 run = runs.call(forward, batch)
-                if embeddings is None:
+                if first:
                     runs.require_influence(run)
-                table.put(run, runs.weights(run, run.value))
-            if embeddings is None:
-                embeddings = run.embeddings.detach().new_zeros((total, run.embeddings.shape[1]))
-            embeddings[run.batch.indices] = run.embeddings.detach()
+                    first = False
+                weights = _by_layer(runs.weights(run, run.value))
+            rows.put(run.batch.indices, embeddings=run.embeddings, **weights)
             bar.update(len(group))
-    assert embeddings is not None
-    return embeddings, table.tables
 
 
 def _require_same_images(

@@ -70,7 +70,7 @@ def write_bank(path: str | os.PathLike[str], entries: Entries, max_shard_size: i
     # Links are followed, so that the new bank lies on the disk of the one it replaces.
     folder = Path(os.path.realpath(path))
     size = _bytes(max_shard_size)
-    _require_replaceable(folder)
+    require_replaceable(folder)
     try:
         with _locked(folder):
             _remove_unlisted(folder)
@@ -162,7 +162,12 @@ def _bytes(size: int | str) -> int:
     return number
 
 
-def _require_replaceable(path: Path) -> None:
+def require_replaceable(path: Path) -> None:
+    """Refuses a directory in which there is something else than a bank.
+
+    Raises:
+        InputError: It does, or the bank in it is damaged.
+    """
     if not os.path.lexists(path):
         return
     if not path.is_dir():

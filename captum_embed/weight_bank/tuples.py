@@ -175,6 +175,7 @@ class HardestTuples:
         labels: Of all images, (B,).
         pool: Indices (P,) of the images that may be references.
         count: Number of tuples M.
+        anchors: Indices of the images whose tuples are wanted; None: all.
     """
 
     def __init__(
@@ -184,6 +185,7 @@ class HardestTuples:
         labels: Tensor,
         pool: Tensor,
         count: int,
+        anchors: Tensor | None = None,
     ) -> None:
         self._loss = forward.tuple_loss
         self._measure = forward.measure
@@ -192,13 +194,15 @@ class HardestTuples:
         self._named = isinstance(forward.distance, str)
         self._cosine = self._named and forward.distance == "cosine"
         self._pool_points = self._points(self._references)
+        everyone = torch.arange(len(labels), device=labels.device)
+        self._anchors = everyone if anchors is None else anchors.to(labels.device)
 
     def pairs(self) -> Iterator[Block]:
         """Each anchor once, in order: anchors (A,), references (A, m, 1) with m <= M, hardest
         first, and (A, m) that is False where an anchor has fewer tuples.
         """
         width = self._embeddings.shape[1]
-        for anchors in self._blocks(self._everyone(), 4 * self._count * width):
+        for anchors in self._blocks(self._anchors, 4 * self._count * width):
             near = self._distances(anchors)
             same, other = self._kinds(anchors)
             candidates, real = [], []
@@ -217,7 +221,7 @@ class HardestTuples:
     def triplets(self) -> Iterator[Block]:
         """As :meth:`pairs`, with references (A, m, 2): positive, negative."""
         count, width = self._count, self._embeddings.shape[1]
-        for anchors in self._blocks(self._everyone(), count * max(count, width)):
+        for anchors in self._blocks(self._anchors, count * max(count, width)):
             near = self._distances(anchors)
             same, other = self._kinds(anchors)
             far, positives = self._farthest(near, same & other)
@@ -239,11 +243,11 @@ class HardestTuples:
         """
         count, width = self._count, self._embeddings.shape[1]
         neighbors = self._neighbors_of_other_classes()
-        for label in self._labels.unique():
+        for label in self._labels[self._anchors].unique():
             second, second_exists = self._outside_class(neighbors, label)
             usable = (self._classes != label) & second_exists[:, 0]
             size = max(self._references.numel(), count * count * max(width, count))
-            for anchors in self._blocks((self._labels == label).nonzero()[:, 0], size):
+            for anchors in self._blocks(self._anchors[self._labels[self._anchors] == label], size):
                 own = self._embeddings[anchors]
                 same, other = self._kinds(anchors)
                 far, positives = self._farthest(self._distances(anchors), same & other)
@@ -271,9 +275,6 @@ class HardestTuples:
                     second[negative, column],
                 ]
                 yield anchors, self._pool[torch.stack(chosen, dim=2)], hardest > -torch.inf
-
-    def _everyone(self) -> Tensor:
-        return torch.arange(len(self._labels), device=self._labels.device)
 
     def _blocks(self, anchors: Tensor, numbers_each: int) -> Iterator[Tensor]:
         row = len(self._pool) if self._named else self._references.numel()

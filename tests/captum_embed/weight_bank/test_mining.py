@@ -48,10 +48,19 @@ def test_a_pool_of_references_bounds_the_search_and_is_searched_exactly() -> Non
     labels = torch.arange(30) % 3
     for forward in FORWARDS:
         pool = draw_pool(labels, 9, torch.Generator().manual_seed(4))
+        anchors = torch.tensor([0, 13, 29])
         found = mine_tuples(
-            forward, e, labels, num_tuples=5, mining="hardest", seed=4, reference_pool=9
+            forward,
+            e,
+            labels,
+            num_tuples=5,
+            mining="hardest",
+            seed=4,
+            reference_pool=9,
+            anchors=anchors,
         )
-        for anchor in range(30):
+        assert set(found.active.any(1).nonzero()[:, 0].tolist()) <= set(anchors.tolist())
+        for anchor in anchors.tolist():
             every = [
                 loss_of(forward, e, labels, anchor, refs)
                 for refs in all_tuples(forward, labels, anchor)
