@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from captum_embed.errors import InputError
+from captum_embed.command_line.files import (
+    UNFINISHED,
+    require_writable_folder,
+    write_atomically,
+)
 
-# What the names of files begin with that are not finished yet.
-UNFINISHED = ".part-"
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Have `write` fill a temporary file in the same folder, then move it into place.
-
-    The temporary file keeps the suffix of `path`, from which some writers tell the format.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
-    try:
-        temporary.touch()
-        # safetensors makes files that only their owner may read; this one has the user's umask.
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+__all__ = [
+    "UNFINISHED",
+    "require_writable_folder",
+    "write_atomically",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -45,17 +33,3 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> Path:
     """Standard JSON: NaN and infinity are refused rather than written."""
     return write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
-
-
-def require_writable_folder(folder: Path, what: str) -> None:
-    """Make the folder and prove that a file can be written there, before work starts.
-
-    Raises:
-        InputError: it is a file, or cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{what} {folder}: cannot write there ({error})") from error

@@ -144,10 +144,6 @@ class Method:
         """The layers that it explains besides the run's, as in `BankSpec`."""
         return self.layers if self.bank is None else (*self.layers, self.bank.layer)
 
-    @property
-    def needs_bank(self) -> bool:
-        return self.bank is not None
-
 
 def distinct_banks(methods: Iterable[Method]) -> list[BankSpec]:
     """The banks that methods borrow from, each once."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from captum_embed.command_line.networks import torchvision_state
 from captum_embed.errors import InputError
 
 RANDOM = "random"
@@ -78,34 +76,11 @@ def torchvision_backbone(name: str, weights: str = "DEFAULT", seed: int = 0) -> 
         torch.manual_seed(seed)
         model = models.get_model(name, weights=None).eval()
     if weights != RANDOM:
-        model.load_state_dict(_downloaded(name, weights))
+        instead = f"give --checkpoint with a safetensors file; or {name}@{RANDOM}, untrained"
+        model.load_state_dict(torchvision_state(name, weights, otherwise=instead))
     features, pool, last_block = _parts(model)
     not_in_place(features)
     return Backbone(features, pool, count_channels(features), last_block)
-
-
-def _downloaded(name: str, weights: str) -> Mapping[str, Tensor]:
-    known = models.get_model_weights(name)
-    if weights != "DEFAULT" and weights not in known.__members__:
-        raise InputError(
-            f"{name} has no weights {weights!r}; known: {', '.join(known.__members__)}, {RANDOM}"
-        )
-    chosen = known[weights]
-    try:
-        state: dict[str, Tensor] = chosen.get_state_dict(
-            progress=True, check_hash=True, map_location="cpu", weights_only=True
-        )
-    except (OSError, RuntimeError) as error:
-        file_name = Path(chosen.url).name
-        raise InputError(
-            f"the weights {chosen} could not be had ({error}). Without internet, fetch "
-            f"{chosen.url} elsewhere and put it at "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints' / file_name}; or give --checkpoint with "
-            f"a safetensors file; or {name}@{RANDOM} for untrained weights"
-        ) from error
-    # DenseNet's files are from before module names could not hold a dot.
-    dotted = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
-    return {dotted.sub(r"\1\2", key): tensor for key, tensor in state.items()}
 
 
 def _parts(model: Any) -> tuple[nn.Module, nn.Module, str]:

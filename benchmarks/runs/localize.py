@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.core.device import chosen_device
 from benchmarks.core.files import require_writable_folder
 from benchmarks.core.seeding import sample
 from benchmarks.core.settings import as_command, as_json
@@ -41,6 +40,7 @@ from benchmarks.runs.preparation import (
 )
 from benchmarks.runs.settings import ExplainSettings, LocalizeSettings
 from captum_embed import TripletForward
+from captum_embed.command_line.networks import chosen_device
 from captum_embed.errors import InputError
 from captum_embed.weight_bank import encoder_fingerprint
 

@@ -8,7 +8,6 @@ protocol shows them (full size, or the crop), like the queries.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,9 +178,6 @@ class ProtocolCache:
 
     def bank(self, spec: BankSpec) -> Path:
         return self.folder / spec.folder_name
-
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def prepare_banks(

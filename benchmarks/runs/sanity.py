@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.core.device import chosen_device
 from benchmarks.core.files import require_writable_folder, write_json, write_text
 from benchmarks.core.seeding import sample, seed_of, seeded
 from benchmarks.core.settings import as_command, as_json, positive_int, setting
@@ -51,6 +50,7 @@ from benchmarks.runs.localize import chosen_data, identity, plan_of, prepare
 from benchmarks.runs.parallel import threads_of
 from benchmarks.runs.settings import ExplainSettings
 from captum_embed import TripletForward
+from captum_embed.command_line.networks import chosen_device
 
 # 2: with eMPRT.
 SCHEMA_VERSION = 2

@@ -18,7 +18,6 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.core.device import chosen_device
 from captum_embed import (
     EmbeddingLayerGradCam,
     SimilarityForward,
@@ -26,6 +25,7 @@ from captum_embed import (
     WeightBank,
     build_weight_bank,
 )
+from captum_embed.command_line.networks import chosen_device
 
 _WIDTH = 512
 

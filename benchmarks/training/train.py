@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
-from benchmarks.core.device import chosen_device
 from benchmarks.core.files import require_writable_folder, write_atomically
 from benchmarks.core.seeding import seeded
 from benchmarks.core.settings import ClassNumbers, as_json, differences, positive_int, setting
@@ -36,6 +35,7 @@ from benchmarks.networks.checkpoints import CheckpointError, read_safetensors
 from benchmarks.runs.settings import CommonSettings, DataSettings, DeviceSettings
 from benchmarks.training.retrieval import embed, readable_batch, recall_at_1
 from benchmarks.training.triplets import MINING, ClassBalancedBatches, batch_triplet_loss
+from captum_embed.command_line.networks import chosen_device
 from captum_embed.errors import InputError
 
 

@@ -120,7 +120,7 @@ def chosen_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name}: not available here ({error})") from error
+        raise InputError(f"--device {name}: not available here ({error})") from error
     return device
 
 
@@ -184,12 +184,21 @@ def _from_torchvision(name: str, weights: str) -> tuple[nn.Module, Preprocessing
     return network, preprocessing, (removed,)
 
 
-def torchvision_state(name: str, weights: str = PRETRAINED) -> Mapping[str, Tensor]:
+_WITHOUT_DOWNLOAD = (
+    "give a safetensors file as the checkpoint; or ask for the weights "
+    f"'{RANDOM}', which are untrained"
+)
+
+
+def torchvision_state(
+    name: str, weights: str = PRETRAINED, *, otherwise: str = _WITHOUT_DOWNLOAD
+) -> Mapping[str, Tensor]:
     """Pretrained weights of a torchvision classifier, downloaded once and kept by torch.hub.
 
     Args:
         name: Such as ``"resnet50"``.
         weights: ``"DEFAULT"``, or another name of the network's weights.
+        otherwise: What a user without internet can do instead, for the message.
 
     Returns:
         The state dict, on the CPU.
@@ -213,8 +222,7 @@ def torchvision_state(name: str, weights: str = PRETRAINED) -> Mapping[str, Tens
         target = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
         raise InputError(
             f"the weights {chosen} could not be had ({error}). Without internet: fetch "
-            f"{chosen.url} elsewhere and put it at {target}; or give a safetensors file as the "
-            f"checkpoint; or ask for the weights '{RANDOM}', which are untrained"
+            f"{chosen.url} elsewhere and put it at {target}; or {otherwise}"
         ) from error
     # DenseNet's files are from before module names could not hold a dot.
     dotted = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
