@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from captum_embed.encoders import embedding_vectors, unwrapped
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import LayerExecution, layer_gradients, layer_name, run_layer
-from captum_embed.layouts import Layout, channels_first, checked_layout, require_layout
+from captum_embed.layouts import (
+    Layout,
+    channels_first,
+    checked_layout,
+    require_gradient_of_places,
+    require_layout,
+)
 from captum_embed.weight_bank.images import ImageBatch
 
 
@@ -129,14 +135,26 @@ class EncoderRuns:
         return weights
 
     def require_influence(self, run: EncoderRun) -> None:
-        """Refuses a layer that the embeddings do not depend on, given a run with gradients."""
-        for name, execution in zip(self.layer_names, run.executions, strict=True):
+        """Refuses a layer that the embeddings do not depend on, given a run with gradients.
+
+        Of tokens, one of which only those without a place are read.
+        """
+        embeddings = run.embeddings
+        # Not the plain sum: behind a layer norm it is constant.
+        factors = torch.arange(1, embeddings.shape[1] + 1).to(embeddings)
+        for layer, name, execution in zip(
+            self._layers, self.layer_names, run.executions, strict=True
+        ):
             tensors = [tensor for shard in execution.shards for tensor in shard]
-            if run.embeddings.requires_grad:
-                gradients = torch.autograd.grad(
-                    run.embeddings.sum(), tensors, allow_unused=True, retain_graph=True
+            if embeddings.requires_grad:
+                found = torch.autograd.grad(
+                    (embeddings * factors).sum(), tensors, allow_unused=True, retain_graph=True
                 )
-                if any(gradient is not None for gradient in gradients):
+                gradients = [gradient for gradient in found if gradient is not None]
+                if gradients and self.layout == "tokens":
+                    places = [self._channels_first(each, run.image_size) for each in gradients]
+                    require_gradient_of_places(gradients, places, layer, self.encoder)
+                if gradients:
                     continue
             raise LayerError(
                 f"the embedding does not depend on the layer '{name}' through a graph; choose a "

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from captum_embed import EmbeddingLayerGradCam, WeightBank
+from captum_embed import (
+    EmbeddingLayerGradCam,
+    LossForward,
+    TripletForward,
+    WeightBank,
+    build_weight_bank,
+)
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layouts import channels_first, require_layout, token_grid
 
@@ -32,6 +38,10 @@ def by_hand(network, layer, images, to_channels_first, at_input=False):
     gradient, activation = map(to_channels_first, (kept[-1].grad, kept[-1].detach()))
     weights = gradient.mean((2, 3))
     return weights, torch.einsum("nc,nchw->nhw", weights, activation)[:, None]
+
+
+def sum_of_squares(embeddings, labels):
+    return embeddings.square().sum()
 
 
 class OfPatches(nn.Module):
@@ -98,6 +108,30 @@ class TestTransformers:
                 EmbeddingLayerGradCam(network, layer, layout="tokens").attribute(images(), 0)
         taken = EmbeddingLayerGradCam(network, network.encoder.layers[2].ln_1, layout="tokens")
         assert taken.attribute(images(), 0).abs().sum() > 0
+
+    @pytest.mark.parametrize("make", [TripletForward, lambda e: LossForward(e, sum_of_squares)])
+    def test_a_bank_of_the_last_block_is_refused_before_work_starts(self, make):
+        network, looked_at = vit(), []
+
+        class Photographs(torch.utils.data.Dataset):
+            targets = (0, 0, 1, 1) * 4
+
+            def __len__(self):
+                return len(self.targets)
+
+            def __getitem__(self, index):
+                looked_at.append(index)
+                return images()[index % 2] + index, self.targets[index]
+
+        def build(layer):
+            return build_weight_bank(
+                make(network), layer, Photographs(), layout="tokens", batch_size=4, progress=False
+            )
+
+        with pytest.raises(LayerError, match=r"take.*'encoder.*_1' or .*encoder_layer_2\.ln_1'"):
+            build(network.encoder.layers[2])
+        assert len(set(looked_at)) <= 4
+        assert build(network.encoder.layers[2].ln_1).weights.abs().sum() > 0
 
     def test_average_pooling_needs_no_prefix(self):
         torch.manual_seed(0)
