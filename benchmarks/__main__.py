@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = import_module(f"benchmarks.commands.{name}")
             add_arguments(subparser, command.Settings)
     parsed = parser.parse_args(words)
-    from benchmarks.core.command_line import execute
+    from benchmarks.core.settings import execute
 
     return execute(command.run, command.Settings, parsed)
 

@@ -16,9 +16,8 @@ from benchmarks.ablation.scoring import Fold
 from benchmarks.ablation.variants import BASE, FINAL, VARIANTS, Variant
 from benchmarks.core.files import require_writable_folder, write_json, write_text
 from benchmarks.core.settings import ClassNumbers, as_command, as_json, setting
-from benchmarks.datasets.choice import DataChoice, choose_data, survey
+from benchmarks.datasets.choice import DataChoice, choose_data, require_pairs, survey
 from benchmarks.datasets.records import ImageSet
-from benchmarks.datasets.selection import require_pairs
 from benchmarks.metrics.bootstrap import Draws, draw
 from benchmarks.metrics.localization import PAPER_BAND, THRESHOLDS, band
 from benchmarks.networks.build import build_network

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.core.files import require_writable_folder, write_json, write_text
-from benchmarks.core.settings import as_command, as_json, positive_int, setting
+from benchmarks.core.settings import DeviceSettings, as_command, as_json, positive_int, setting
 from benchmarks.results.files import package_versions
-from benchmarks.runs.settings import DeviceSettings
 from benchmarks.runs.speed import Ratio, as_markdown, measure
 
 

@@ -1,8 +1,7 @@
-"""Settings: one home and one name for each, from the command line to the JSON.
+"""The settings of a command: a dataclass whose fields are flags and JSON keys.
 
-A command's settings are a frozen dataclass. The field ``num_tuples`` is the flag
-``--num-tuples`` and the key ``"num_tuples"``; its help text, parser and whether it changes the
-results stand beside it.
+The field ``num_tuples`` is the flag ``--num-tuples`` and the key ``"num_tuples"``. Its help text,
+its parser and whether it changes the results stand beside it.
 """
 
 from __future__ import annotations
@@ -11,14 +10,31 @@ import argparse
 import dataclasses
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from captum_embed.errors import InputError
+from captum_embed.errors import (
+    BankFileError,
+    BankMismatchError,
+    InputError,
+    LayerError,
+    MissingExtraError,
+)
 
 SettingsT = TypeVar("SettingsT")
 JsonValue = str | int | float | bool | None | list[str]
+INTERRUPTED = 130
+# What a user can put right; anything else is a bug, and keeps its traceback.
+EXPECTED = (
+    InputError,
+    LayerError,
+    BankFileError,
+    BankMismatchError,
+    MissingExtraError,
+    OSError,
+)
 
 
 def setting(
@@ -82,6 +98,27 @@ def from_arguments(settings: type[SettingsT], arguments: argparse.Namespace) -> 
     """The settings of a parsed command line."""
     names = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
     return settings(**{name: getattr(arguments, name) for name in names})
+
+
+def execute(run: Callable[[Any], Any], settings: type[Any], parsed: argparse.Namespace) -> int:
+    """Run a command with the settings of a parsed command line.
+
+    Args:
+        run (Callable): takes the settings.
+        settings (type): their dataclass.
+        parsed (argparse.Namespace): the command line.
+
+    Returns:
+        int: the exit status.
+    """
+    try:
+        run(from_arguments(settings, parsed))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except EXPECTED as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def as_json(settings: Any, *, only_changing_results: bool = False) -> dict[str, JsonValue]:
@@ -217,3 +254,18 @@ def names(text: str) -> tuple[str, ...]:
     if twice:
         raise InputError(f"named twice: {', '.join(twice)}")
     return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonSettings:
+    """What every command that computes is told."""
+
+    seed: int = setting("of everything drawn", default=0, parse=int)
+    progress: bool = setting("show progress bars", default=True, changes_results=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceSettings:
+    """Where the network runs."""
+
+    device: str = setting("cpu, cuda, or auto", default="auto", changes_results=False)

@@ -1,22 +1,24 @@
 """Data sets with boxes and masks, and what happens to an image before the network sees it."""
 
+from benchmarks.datasets.choice import (
+    official_split,
+    require_pairs,
+    zero_shot_split,
+)
 from benchmarks.datasets.csv_folder import load_csv
 from benchmarks.datasets.cub import load_cub
-from benchmarks.datasets.errors import BoxError, DatasetError, UnreadableImageError
 from benchmarks.datasets.load import load_dataset
 from benchmarks.datasets.pets import load_pets
 from benchmarks.datasets.records import (
     Box,
+    BoxError,
+    DatasetError,
     ImageRecord,
     ImageSet,
+    UnreadableImageError,
     clip_box,
     load_mask,
     load_rgb,
-)
-from benchmarks.datasets.selection import (
-    official_split,
-    require_pairs,
-    zero_shot_split,
 )
 from benchmarks.datasets.stanford_cars import load_stanford_cars
 

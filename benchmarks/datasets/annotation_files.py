@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from benchmarks.datasets.errors import BoxError, DatasetError
-from benchmarks.datasets.records import Box
+from benchmarks.datasets.records import Box, BoxError, DatasetError
 
 # Python itself would also read 1_0 and the digits of any script.
 WHOLE_NUMBER = r"[0-9]{1,18}"

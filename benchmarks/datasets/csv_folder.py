@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from benchmarks.datasets.annotation_files import WHOLE_NUMBER, parse_box, path_below
-from benchmarks.datasets.errors import DatasetError
-from benchmarks.datasets.records import ImageRecord, ImageSet
+from benchmarks.datasets.records import DatasetError, ImageRecord, ImageSet
 
 FILE_NAME = "boxes.csv"
 COLUMNS = ("image", "label", "x", "y", "width", "height")

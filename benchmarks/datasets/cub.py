@@ -6,8 +6,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from benchmarks.datasets.annotation_files import parse_box, parse_int, path_below, read_keyed_rows
-from benchmarks.datasets.errors import DatasetError
-from benchmarks.datasets.records import ImageRecord, ImageSet
+from benchmarks.datasets.records import DatasetError, ImageRecord, ImageSet
 
 REQUIRED = ("images.txt", "image_class_labels.txt", "classes.txt", "bounding_boxes.txt")
 

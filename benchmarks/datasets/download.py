@@ -17,7 +17,7 @@ from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
 from benchmarks.datasets.annotation_files import path_below
-from benchmarks.datasets.errors import DatasetError
+from benchmarks.datasets.records import DatasetError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from benchmarks.datasets.composition import Composite, compose
 from benchmarks.datasets.cut_outs import CLASSES
-from benchmarks.datasets.errors import DatasetError
+from benchmarks.datasets.records import DatasetError
 from benchmarks.datasets.textures import TEXTURE_SOURCES, TEXTURES, TextureStore
 from captum_embed.errors import InputError
 

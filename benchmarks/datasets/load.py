@@ -8,9 +8,8 @@ from pathlib import Path
 
 from benchmarks.datasets.csv_folder import is_csv_root, load_csv
 from benchmarks.datasets.cub import is_cub_root, load_cub
-from benchmarks.datasets.errors import DatasetError
 from benchmarks.datasets.pets import is_pets_root, load_pets
-from benchmarks.datasets.records import ImageSet
+from benchmarks.datasets.records import DatasetError, ImageSet
 from benchmarks.datasets.stanford_cars import is_stanford_cars_root, load_stanford_cars
 from captum_embed.errors import InputError
 

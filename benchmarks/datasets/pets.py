@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.datasets.annotation_files import parse_int, path_below, read_rows
-from benchmarks.datasets.errors import DatasetError
-from benchmarks.datasets.records import Box, ImageRecord, ImageSet, load_mask
+from benchmarks.datasets.records import Box, DatasetError, ImageRecord, ImageSet, load_mask
 
 FOLDER_NAME = "oxford-iiit-pet"
 FOREGROUND = (1, 3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from benchmarks.datasets.errors import BoxError, DatasetError, UnreadableImageError
+from captum_embed.errors import InputError
 
 Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1) in pixels, x1 and y1 exclusive: x1 = x0 + width."""
@@ -23,6 +23,18 @@ MAX_PIXELS = 89_478_485
 
 TURNED = range(2, 9)
 """EXIF orientations other than upright; files hold values without a meaning, too."""
+
+
+class DatasetError(InputError):
+    """A data set, or a selection from it, can't be used; the message names the file."""
+
+
+class UnreadableImageError(DatasetError):
+    """One image or mask can't be decoded. A run may count it and go on."""
+
+
+class BoxError(DatasetError):
+    """A bounding box is not finite, has no area, or lies wholly outside its image."""
 
 
 @dataclass(frozen=True)

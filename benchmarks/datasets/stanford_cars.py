@@ -10,8 +10,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from benchmarks.datasets.annotation_files import parse_box, path_below
-from benchmarks.datasets.errors import DatasetError
-from benchmarks.datasets.records import ImageRecord, ImageSet
+from benchmarks.datasets.records import DatasetError, ImageRecord, ImageSet
 
 FOLDER_NAME = "stanford_cars"
 _CLASSES = Path("devkit", "cars_meta.mat")

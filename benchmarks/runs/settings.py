@@ -1,6 +1,6 @@
-"""The options that commands share, each with its one home and name.
+"""The settings that several commands share, as dataclasses.
 
-A command's settings derive from those of the parts that it uses, and add its own.
+The settings of a command derive from those of the parts that it uses, and add its own.
 """
 
 from __future__ import annotations
@@ -9,26 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from benchmarks.core.settings import ClassNumbers, names, positive_int, setting
-from benchmarks.datasets.choice import DATA_HELP, DOWNLOAD_HELP, SPLIT_HELP, SPLITS
+from benchmarks.core.settings import CommonSettings, DeviceSettings, names, positive_int, setting
+from benchmarks.datasets.choice import DataSettings
 from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks.build import DEFAULT_NETWORK, EMBEDDING_DIM, NETWORK_HELP
 from benchmarks.protocols.registry import DEFAULT_PROTOCOLS, PROTOCOLS
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommonSettings:
-    """What every command that computes is told."""
-
-    seed: int = setting("of everything drawn", default=0, parse=int)
-    progress: bool = setting("show progress bars", default=True, changes_results=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceSettings:
-    """Where the network runs."""
-
-    device: str = setting("cpu, cuda, or auto", default="auto", changes_results=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +27,6 @@ class RunSettings(CommonSettings):
         parse=positive_int,
         changes_results=False,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """Which images."""
-
-    data: str = setting(DATA_HELP)
-    train_classes: ClassNumbers | None = setting(
-        "classes to train or to make weight banks of, such as 1-10",
-        default=None,
-        parse=ClassNumbers.parse,
-    )
-    test_classes: ClassNumbers | None = setting(
-        "classes to test on, such as 26-35", default=None, parse=ClassNumbers.parse
-    )
-    split: str = setting(SPLIT_HELP, default=SPLITS[0], choices=SPLITS)
-    download: bool = setting(DOWNLOAD_HELP, default=False, changes_results=False)
 
 
 @dataclass(frozen=True, kw_only=True)

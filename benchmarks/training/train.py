@@ -19,8 +19,16 @@ from tqdm import tqdm
 
 from benchmarks.core.files import require_writable_folder, write_atomically
 from benchmarks.core.seeding import seeded
-from benchmarks.core.settings import ClassNumbers, as_json, differences, positive_int, setting
-from benchmarks.datasets.choice import open_data, refuse_split_conflict, split_data
+from benchmarks.core.settings import (
+    ClassNumbers,
+    CommonSettings,
+    DeviceSettings,
+    as_json,
+    differences,
+    positive_int,
+    setting,
+)
+from benchmarks.datasets.choice import DataSettings, open_data, refuse_split_conflict, split_data
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import ImageRecord, ImageSet, UnreadableImageError, load_rgb
 from benchmarks.networks.build import (
@@ -32,7 +40,6 @@ from benchmarks.networks.build import (
     packaged_state,
 )
 from benchmarks.networks.checkpoints import CheckpointError, read_safetensors
-from benchmarks.runs.settings import CommonSettings, DataSettings, DeviceSettings
 from benchmarks.training.retrieval import embed, readable_batch, recall_at_1
 from benchmarks.training.triplets import MINING, ClassBalancedBatches, batch_triplet_loss
 from captum_embed.command_line.networks import chosen_device

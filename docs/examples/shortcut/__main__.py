@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.core.command_line import execute
 from benchmarks.core.files import require_writable_folder, write_atomically, write_json, write_text
 from benchmarks.core.settings import (
     add_arguments,
     as_command,
     as_json,
+    execute,
     positive_int,
     setting,
 )

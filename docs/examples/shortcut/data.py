@@ -16,9 +16,8 @@ from tqdm import tqdm
 from benchmarks.datasets.annotation_files import read_keyed_rows
 from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.embedded import write_embedded
-from benchmarks.datasets.errors import DatasetError
 from benchmarks.datasets.preprocess import to_tensor
-from benchmarks.datasets.records import load_mask, load_rgb
+from benchmarks.datasets.records import DatasetError, load_mask, load_rgb
 from benchmarks.datasets.textures import TEXTURES, TextureStore
 
 BACKGROUND_OF_CLASS = {

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from benchmarks.__main__ import main
 from benchmarks.commands.faithfulness import FaithfulnessSettings
-from benchmarks.core.command_line import INTERRUPTED
+from benchmarks.core.settings import INTERRUPTED
 from benchmarks.runs import evaluation, marked
 
 NETWORK = """

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.__main__ import main
-from benchmarks.core.command_line import INTERRUPTED
 from benchmarks.core.seeding import sample
+from benchmarks.core.settings import INTERRUPTED
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import load_rgb
 from benchmarks.metrics.figures import Figure

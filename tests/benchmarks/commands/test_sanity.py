@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.core.command_line import INTERRUPTED
+from benchmarks.core.settings import INTERRUPTED
 from benchmarks.runs import sanity
 
 NETWORK = """

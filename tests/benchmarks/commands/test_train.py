@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from benchmarks.__main__ import main
-from benchmarks.core.command_line import INTERRUPTED
+from benchmarks.core.settings import INTERRUPTED
 from benchmarks.datasets.cub import load_cub
 from benchmarks.networks.build import (
     EmbeddingNetwork,

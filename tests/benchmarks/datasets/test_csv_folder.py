@@ -4,8 +4,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.datasets.csv_folder import load_csv
-from benchmarks.datasets.errors import BoxError, DatasetError
-from benchmarks.datasets.records import load_mask
+from benchmarks.datasets.records import BoxError, DatasetError, load_mask
 
 HEADER = "image,label,x,y,width,height"
 LINES = ["a/1.png,cat,0,1,3,4", '"a/2, again.png",dog,0.5,0,2,2', "b/3.png,cat,-1,0,4,4"]

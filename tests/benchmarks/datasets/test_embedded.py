@@ -11,13 +11,12 @@ from PIL import Image
 from scipy import ndimage
 
 from benchmarks.datasets import composition, embedded
+from benchmarks.datasets.choice import official_split, require_pairs
 from benchmarks.datasets.composition import compose
 from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.cut_outs import CLASSES, ObjectClass
 from benchmarks.datasets.embedded import MARKER, write_embedded
-from benchmarks.datasets.errors import DatasetError
-from benchmarks.datasets.records import ImageSet, load_mask, load_rgb
-from benchmarks.datasets.selection import official_split, require_pairs
+from benchmarks.datasets.records import DatasetError, ImageSet, load_mask, load_rgb
 from benchmarks.datasets.textures import TEXTURES, TextureStore
 from captum_embed.errors import InputError
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.datasets.errors import DatasetError
 from benchmarks.datasets.load import KINDS, LAYOUTS, load_dataset
+from benchmarks.datasets.records import DatasetError
 from captum_embed.errors import InputError
 
 

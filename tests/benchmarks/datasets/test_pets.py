@@ -5,9 +5,14 @@ import pytest
 from PIL import Image
 from torchvision.datasets import OxfordIIITPet
 
-from benchmarks.datasets.errors import DatasetError, UnreadableImageError
 from benchmarks.datasets.pets import FOREGROUND, is_pets_root, load_pets
-from benchmarks.datasets.records import ImageSet, load_mask, load_rgb
+from benchmarks.datasets.records import (
+    DatasetError,
+    ImageSet,
+    UnreadableImageError,
+    load_mask,
+    load_rgb,
+)
 
 TRIMAP = np.full((6, 8), 2, dtype=np.uint8)
 TRIMAP[1:5, 2:7] = 3

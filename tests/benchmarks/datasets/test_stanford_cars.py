@@ -6,7 +6,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import StanfordCars
 
-from benchmarks.datasets.errors import BoxError, DatasetError
+from benchmarks.datasets.records import BoxError, DatasetError
 from benchmarks.datasets.stanford_cars import is_stanford_cars_root, load_stanford_cars
 
 FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.datasets import embedded
 from benchmarks.datasets.cut_outs import CLASSES
-from benchmarks.datasets.errors import DatasetError
+from benchmarks.datasets.records import DatasetError
 from benchmarks.networks.build import load_checkpoint
 from docs.examples.shortcut import __main__ as command
 from docs.examples.shortcut import data as shortcut_data
