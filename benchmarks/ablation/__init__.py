@@ -1,1 +1,1 @@
-"""Which settings of transfer localise best, chosen on training classes alone."""
+"""The ablation study of transferred weights, chosen on training classes alone."""

@@ -1,4 +1,4 @@
-"""The ablation: which settings of transfer localise best, and by how much."""
+"""The ablation study of transferred weights: settings varied one at a time around the recipe."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def _report(
         "versions": package_versions(),
         "choice": CHOICE,
         "chosen": f"{best['axis']}: {best['name']}",
-        "num_images": {name: len(found) for name, found in records.items()},
+        "num_images": {name: len(measured) for name, measured in records.items()},
         "validation": validation,
         "test": summary(records["test"], FINAL, settings.seed, settings.num_resamples)
         if records["test"]

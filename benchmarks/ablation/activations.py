@@ -1,4 +1,4 @@
-"""Activations of every image, computed once and kept on disk: what all variants start from."""
+"""Activations of every image, computed once for all variants and kept on disk."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ class ActivationCache:
 
     def load(self, index: int) -> dict[str, Tensor]:
         """Activations (1, C, h, w) of one image, by ``view/layer``."""
-        found: dict[str, Tensor] = load_file(self._path(index))
-        found[f"plain/{LAST}"] = self._last(found[f"plain/{BLOCK}"])
-        return found
+        activations: dict[str, Tensor] = load_file(self._path(index))
+        activations[f"plain/{LAST}"] = self._last(activations[f"plain/{BLOCK}"])
+        return activations
 
     def load_layer(self, index: int, layer: str) -> Tensor:
         """Activations (1, C, h, w) of one image at one layer, the image as it is."""
         kept = BLOCK if layer == LAST else layer
         with safe_open(str(self._path(index)), framework="pt") as file:
-            found: Tensor = file.get_tensor(f"plain/{kept}")
-        return self._last(found) if layer == LAST else found
+            activations: Tensor = file.get_tensor(f"plain/{kept}")
+        return self._last(activations) if layer == LAST else activations
 
     @torch.no_grad()
     def _last(self, of_the_block: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Banks of the ablation, built by the library from kept activations."""
+"""Weight banks of the ablation, built by the library from kept activations."""
 
 from __future__ import annotations
 

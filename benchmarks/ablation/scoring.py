@@ -1,4 +1,4 @@
-"""From a variant's weights to boxes: protocol B on one image after another."""
+"""Boxes of each variant on each image, as protocol B measures them."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class Fold:
 
         def at(layer: str, view: str) -> Tensor:
             weights = self.weights[variant.key, layer][place : place + 1]
-            found = F.relu(variant.map_func(weights, activations[f"{view}/{layer}"]))
-            return found / found.amax().clamp(min=1e-12)
+            heatmap = F.relu(variant.map_func(weights, activations[f"{view}/{layer}"]))
+            return heatmap / heatmap.amax().clamp(min=1e-12)
 
         plain = at(variant.bank.layer, "plain")
         for view in variant.views[1:]:

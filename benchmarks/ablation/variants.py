@@ -1,4 +1,4 @@
-"""What is varied: one axis at a time around the recommended recipe."""
+"""The variants of the ablation: one axis at a time around the recommended recipe."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _bank(**changes: object) -> dict[str, object]:
 
 
 def _layers() -> list[Variant]:
-    found = []
+    variants = []
     for layer, words in (
         (LAST, "last activation"),
         (BLOCK, "last block"),
@@ -129,7 +129,7 @@ def _layers() -> list[Variant]:
             ("weighted norm", weighted_norm),
             ("background distance", BASE.map_func),
         ):
-            found.append(
+            variants.append(
                 replace(
                     BASE,
                     axis="layer and map",
@@ -138,7 +138,7 @@ def _layers() -> list[Variant]:
                     map_func=map_func,
                 )
             )
-    return found
+    return variants
 
 
 def _channels() -> list[Variant]:

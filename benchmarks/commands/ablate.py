@@ -1,4 +1,4 @@
-"""``python -m benchmarks ablate``: which settings of transfer localise best, and by how much."""
+"""``python -m benchmarks ablate``: the ablation study of transferred weights."""
 
 from __future__ import annotations
 

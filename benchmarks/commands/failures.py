@@ -56,14 +56,14 @@ def failures(settings: FailuresSettings) -> list[Path]:
         raise InputError(f"--output {output}: a Markdown file is expected, its name ends in .md")
     results = read_results(settings.run)
     images = ImageTable.read(settings.run)
-    found = analyse(results, images, settings.methods, progress=settings.progress)
-    found["command"] = as_command("benchmarks failures", settings)
+    misses = analyse(results, images, settings.methods, progress=settings.progress)
+    misses["command"] = as_command("benchmarks failures", settings)
     paths = [
-        write_text(output, as_markdown(found)),
-        write_json(output.with_suffix(".json"), found),
-        *save_charts(output.parent, {output.stem: failures_chart(found)}),
+        write_text(output, as_markdown(misses)),
+        write_json(output.with_suffix(".json"), misses),
+        *save_charts(output.parent, {output.stem: failures_chart(misses)}),
     ]
-    print(as_text(found))
+    print(as_text(misses))
     print("\n" + "\n".join(str(path) for path in paths))
     return paths
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks faithfulness``: what does the embedding rest on? Every method's answer.
+"""``python -m benchmarks faithfulness``: do maps show what the embedding depends on?
 
 The same run as ``localize``, with the protocols that know what a map should show.
 """

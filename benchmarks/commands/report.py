@@ -1,4 +1,4 @@
-"""``python -m benchmarks report``: the tables, figures and page of a finished run, made again."""
+"""``python -m benchmarks report``: makes tables, charts and page of a finished run again."""
 
 from __future__ import annotations
 

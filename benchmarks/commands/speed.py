@@ -1,4 +1,4 @@
-"""``python -m benchmarks speed``: what each part costs, as ratios measured side by side."""
+"""``python -m benchmarks speed``: ratios of running times, measured side by side."""
 
 from __future__ import annotations
 

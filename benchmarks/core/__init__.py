@@ -1,1 +1,1 @@
-"""Settings, files and seeds: what every room uses."""
+"""Settings, files and seeds, which all parts of the benchmarks use."""

@@ -1,4 +1,4 @@
-"""Draws that come from a seed, and global generators that do not notice."""
+"""Random seeds: blocks with a seed, seeds from names, random samples."""
 
 from __future__ import annotations
 

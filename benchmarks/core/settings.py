@@ -247,13 +247,13 @@ def names(text: str) -> tuple[str, ...]:
     Raises:
         InputError: none given, or one given twice.
     """
-    found = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not found:
+    listed = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not listed:
         raise InputError("no name is given")
-    twice = sorted({name for name in found if found.count(name) > 1})
+    twice = sorted({name for name in listed if listed.count(name) > 1})
     if twice:
         raise InputError(f"named twice: {', '.join(twice)}")
-    return found
+    return listed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Reading the text files of a data set: every error names the file and the line."""
+"""Reading of annotation files. Every error names the file and the line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images a run uses, and the reading of each once before work starts."""
+"""The images of a run: classes, splits, and a first reading of every image."""
 
 from __future__ import annotations
 

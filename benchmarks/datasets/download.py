@@ -1,4 +1,4 @@
-"""Fetching CUB-200-2011 from Caltech: checked, and unpacked whole or not at all."""
+"""Download of CUB-200-2011 from Caltech: checked, and unpacked whole or not at all."""
 
 from __future__ import annotations
 

@@ -98,15 +98,15 @@ def _check_settings(
 
 def _require_same(root: Path, settings: dict[str, Any]) -> None:
     try:
-        found = json.loads((root / MARKER).read_text(encoding="utf-8"))["settings"]
+        written = json.loads((root / MARKER).read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DatasetError(
             f"{root}: there is something else than the embedded data set (no valid {MARKER}); "
             "give another folder or remove it"
         ) from error
-    if found != settings:
+    if written != settings:
         raise DatasetError(
-            f"{root}: holds the embedded data set with other settings ({found}, not {settings}); "
+            f"{root}: holds the embedded data set with other settings ({written}, not {settings}); "
             "give another folder or remove it"
         )
     wanted = len(CLASSES) * settings["images_per_class"]

@@ -1,4 +1,4 @@
-"""One way to load a data set of any layout."""
+"""Loading of a data set of any known layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Marks, drawn like road signs, and where they lie in a photograph."""
+"""The marks of the mark protocol, and their places in a photograph."""
 
 from __future__ import annotations
 

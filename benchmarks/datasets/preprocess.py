@@ -1,4 +1,4 @@
-"""From an image to the network's input, with its box and mask carried along exactly.
+"""Preprocessing of an image to the network's input, with its box and mask.
 
 Protocol A resizes the shorter side to 256 and crops the central 224x224; protocol B feeds the
 image at its full size.

@@ -1,4 +1,4 @@
-"""What a data set is to the benchmarks: a tuple of image records with boxes and masks."""
+"""Image records with boxes and masks; a data set is a tuple of them."""
 
 from __future__ import annotations
 

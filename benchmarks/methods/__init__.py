@@ -1,4 +1,4 @@
-"""Attribution methods, one registry entry each, all explaining the same metric loss."""
+"""Attribution methods, one registry entry each, all explaining the same match."""
 
 from benchmarks.methods.method import (
     BankSpec,

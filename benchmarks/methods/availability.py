@@ -1,4 +1,4 @@
-"""Whether a method can serve a network: found out by trying it on a small image."""
+"""Whether a method works with a network, tried on a small image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands for a missing image, or a missing part of one: the one place where that is said.
+"""Baselines: what stands for a missing image, or for a missing part of one.
 
 - A single baseline is zero after normalisation: the mean colour of ImageNet, everywhere.
 - A distribution of baselines is plain images, each of one colour, drawn from a normal

@@ -1,4 +1,4 @@
-"""What a budget of evaluations buys: samples, steps, windows, superpixels, and batches.
+"""Numbers of samples, steps, windows and superpixels within a budget of evaluations.
 
 One evaluation is one image through the network, with its backward pass where the method takes
 gradients. Methods that would gain little from more than `MOST_STEPS` stop there.

@@ -1,4 +1,4 @@
-"""Calling Captum so that nothing is left behind: one way for all of its methods."""
+"""Calls of Captum's methods that leave no hook or attribute behind."""
 
 from __future__ import annotations
 

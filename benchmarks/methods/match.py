@@ -1,4 +1,4 @@
-"""What every method explains: the match with references, less that with foils."""
+"""The scalar that every method explains: the match with references, less that with foils."""
 
 from __future__ import annotations
 

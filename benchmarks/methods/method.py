@@ -1,4 +1,4 @@
-"""What a method of the benchmark is given, and what it gives back."""
+"""The interface of an attribution method: what it is given, and what it returns."""
 
 from __future__ import annotations
 

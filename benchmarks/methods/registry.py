@@ -1,4 +1,4 @@
-"""All methods, and how a command line chooses among them."""
+"""The methods by name, and their choice on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rivals that take any score: they explain the match itself, like Captum's methods."""
+"""Rivals that explain any score. Here it is the match, as for Captum's methods."""
 
 from __future__ import annotations
 

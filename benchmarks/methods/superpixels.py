@@ -1,4 +1,4 @@
-"""Superpixels: the parts of an image that ablation, Shapley values and LIME switch off."""
+"""Superpixels, which ablation, Shapley values and LIME replace by the baseline."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def superpixels(image: Tensor, most: int) -> Tensor:
 def _slic(pixels: np.ndarray, wished: int) -> tuple[np.ndarray, int]:
     """Superpixels from 0 without gaps, and how many they are."""
     labels = slic(pixels, wished, COMPACTNESS, start_label=0, channel_axis=-1)
-    found, dense = np.unique(labels, return_inverse=True)
-    return dense.reshape(labels.shape), len(found)
+    distinct, dense = np.unique(labels, return_inverse=True)
+    return dense.reshape(labels.shape), len(distinct)

@@ -1,4 +1,4 @@
-"""Percentile bootstrap over images: how far a figure would move with another sample of images.
+"""Percentile bootstrap over images, for the intervals of all figures.
 
 A resample is a vector of counts: how often each image was drawn. An aggregate takes the images'
 values and many such vectors at once. Most figures are a statistic of means over images: an accuracy

@@ -1,4 +1,4 @@
-"""How complex a map is, and by how much a random network's map is more complex."""
+"""Complexity of a map, and its rise when parameters are random (eMPRT)."""
 
 import numpy as np
 from numpy.typing import ArrayLike

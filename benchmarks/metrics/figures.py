@@ -61,8 +61,8 @@ class Figure:
 
     def values(self, images: Sequence[Measures]) -> NDArray[np.float64]:
         """The values (N, ...) of the images that have one."""
-        found = [value for image in images if (value := self.of(image)) is not None]
-        return np.array(found, dtype=np.float64)
+        kept = [value for image in images if (value := self.of(image)) is not None]
+        return np.array(kept, dtype=np.float64)
 
 
 @dataclass(frozen=True)

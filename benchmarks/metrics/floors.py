@@ -1,4 +1,4 @@
-"""What needs no network at all, and which every method has to beat."""
+"""Floors: maps that need no network, which every method has to beat."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What every figure of merit asks of a heatmap and of a mask, and how a heatmap is scaled."""
+"""Checks of heatmaps and masks, and the scaling of a heatmap."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

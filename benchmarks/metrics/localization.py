@@ -22,7 +22,7 @@ their published code (github.com/clovaai/wsolevaluation, ``evaluation.py``) we d
   except at the image's border. Ours are exclusive throughout, in continuous coordinates.
 - **Size.** They resize images and boxes to 224 x 224 and truncate the boxes to integers; we work
   at the image's own size with the boxes as annotated, clipped to the image.
-- **Nothing found.** Where no pixel passes they predict the box (0, 0, 0, 0) of one pixel; we
+- **Empty maps.** Where no pixel passes they predict the box (0, 0, 0, 0) of one pixel; we
   count a miss.
 - **Thresholds.** Theirs are 0, 0.001, ..., 0.999; ours 0.01, ..., 0.99, the paper's figure.
 """

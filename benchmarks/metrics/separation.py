@@ -1,4 +1,4 @@
-"""How well a number tells one group from another."""
+"""AUROC: how well a number separates two groups."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,5 +54,5 @@ def paired_auroc(values: NDArray[np.float64], counts: NDArray[np.float64]) -> ND
     """
     high, low = values.T
     wins = (high[:, None] > low).astype(np.float64) + 0.5 * (high[:, None] == low)
-    found: NDArray[np.float64] = np.einsum("rn,rn->r", counts @ wins, counts)
-    return found / counts.sum(1) ** 2
+    won: NDArray[np.float64] = np.einsum("rn,rn->r", counts @ wins, counts)
+    return won / counts.sum(1) ** 2

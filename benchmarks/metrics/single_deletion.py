@@ -1,4 +1,4 @@
-"""Single deletion: does a patch's share in a signed map foretell what its removal does?"""
+"""Single deletion: rank correlation of a map's patches with the effect of removing each."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

@@ -1,4 +1,4 @@
-"""The swap game: which pixels of a region come back before pixels outside it are taken."""
+"""The swap game: pixels of a region that a map ranks before pixels outside it."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's layers, around the parameters of the PyPI package's network."""
+"""EfficientNet-Lite0, with the parameters of the package on PyPI."""
 
 from __future__ import annotations
 

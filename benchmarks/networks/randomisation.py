@@ -66,9 +66,9 @@ def cascade(network: nn.Module) -> dict[str, tuple[str, ...]]:
     below = units[:-1] if len(last) == 1 and isinstance(last[0], nn.Linear) else units
     stages = {"head": tuple(units[len(below) :])}
     for least in (2, 1):
-        found = [index for index, unit in enumerate(below) if len(layers[unit]) >= least]
-        if found:
-            stages["last block"] = tuple(units[found[-1] :])
+        large = [index for index, unit in enumerate(below) if len(layers[unit]) >= least]
+        if large:
+            stages["last block"] = tuple(units[large[-1] :])
             break
     stages["all"] = tuple(units)
     chosen: dict[str, tuple[str, ...]] = {}

@@ -115,7 +115,7 @@ def not_in_place(module: nn.Module) -> None:
 
 @torch.no_grad()
 def count_channels(features: nn.Module, side: int = 64) -> int:
-    """C of the activations (N, C, h, w), found by a pass.
+    """C of the activations (N, C, h, w), from a forward pass.
 
     Raises:
         InputError: the network gives something else.

@@ -224,6 +224,6 @@ def similarities(frame: Frame, removed: NDArray[np.bool_], embed: Embed) -> NDAr
     )
     given = [question.references for question in frame.questions]
     references = torch.cat([one for one in given if one is not None])
-    found = F.normalize(references.double()) @ F.normalize(embeddings.double()).T
-    cosines: NDArray[np.float64] = found.numpy()
+    products = F.normalize(references.double()) @ F.normalize(embeddings.double()).T
+    cosines: NDArray[np.float64] = products.numpy()
     return cosines

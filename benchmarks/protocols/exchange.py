@@ -107,7 +107,7 @@ def mirrored(photograph: Photograph) -> Photograph:
 def grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """A mask with `MARGIN` pixels around it."""
     pixels = torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
-    found: NDArray[np.bool_] = (
+    dilated: NDArray[np.bool_] = (
         F.max_pool2d(pixels, 2 * MARGIN + 1, stride=1, padding=MARGIN)[0, 0].numpy() > 0
     )
-    return found
+    return dilated

@@ -168,7 +168,7 @@ def _classes_with_pairs(records: Sequence[ImageRecord]) -> Mapping[int, Sequence
     by_class: dict[int, list[int]] = {}
     for index, record in enumerate(records):
         by_class.setdefault(record.label, []).append(index)
-    paired = {label: found for label, found in sorted(by_class.items()) if len(found) > 1}
+    paired = {label: indices for label, indices in sorted(by_class.items()) if len(indices) > 1}
     if len(paired) < CELLS:
         raise InputError(
             f"a mosaic takes {CELLS} test classes of two or more images, and there are "

@@ -1,4 +1,4 @@
-"""What all protocols have in common: items are shown, explained and measured.
+"""The interface of a protocol: items are shown, explained and measured.
 
 A protocol is one file: a class that derives from `EvaluationProtocol`, with its figures of merit
 beside it, and an entry in `benchmarks.protocols.registry`. The way of an item:
@@ -148,7 +148,7 @@ class EvaluationProtocol(ABC):
         return sample(source.records, source.limit, source.seed)
 
     def num_tried(self, items: Sequence[Any]) -> int | None:
-        """How many were drawn until these were found fit to be measured; None: all are fit."""
+        """How many were drawn until these could be measured; None: all can be measured."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Embeddings that the questions of a protocol refer to."""
+"""Reference embeddings for the questions of a protocol."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def unit_embeddings(
             if not finite:
                 raise InputError(f"{record.path}: its embedding is NaN or infinite")
         parts.append(F.normalize(embeddings.float()))
-    found: NDArray[np.float32] = torch.cat(parts).numpy()
-    return found
+    unit: NDArray[np.float32] = torch.cat(parts).numpy()
+    return unit
 
 
 def as_references(embeddings: NDArray[Any]) -> Tensor:

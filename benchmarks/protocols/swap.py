@@ -148,21 +148,21 @@ class SwapProtocol(CropProtocol):
                 "the swap game takes two test classes or more: what is replaced comes from another "
                 "class; choose more classes, or leave the swap protocol out"
             )
-        found: list[tuple[Kind, ImageRecord, ImageRecord, NDArray[np.float32]]] = []
+        games: list[tuple[Kind, ImageRecord, ImageRecord, NDArray[np.float32]]] = []
         num_tried = 0
         for record in sample(source.records, source.limit, source.seed):
             for kind in KINDS:
                 for other, embeddings in self._tries(kind, record, source, source.embed):
                     num_tried += 1
                     if embeddings is not None:
-                        found.append((kind, record, other, embeddings))
+                        games.append((kind, record, other, embeddings))
                         break
-        if not found:
+        if not games:
             raise InputError(
                 f"none of {num_tried} twins is fit for the swap game: the network does not tell "
                 "them from the images; train it, or leave the swap protocol out"
             )
-        return [Game(*game, num_tried) for game in found]
+        return [Game(*game, num_tried) for game in games]
 
     def num_tried(self, items: Sequence[Game]) -> int:
         return items[0].num_tried
@@ -199,13 +199,13 @@ class SwapProtocol(CropProtocol):
         self, images: Sequence[ImageRecord], source: Source, draw: np.random.Generator
     ) -> tuple[Tensor, ...] | None:
         """Another image of each one's class; None where there is none."""
-        found = []
+        others = []
         for one in images:
             same = [r for r in source.records if r.label == one.label and r.key != one.key]
             if not same:
                 return None
-            found.append(self.show(load_rgb(same[draw.integers(len(same))])))
-        return tuple(found)
+            others.append(self.show(load_rgb(same[draw.integers(len(same))])))
+        return tuple(others)
 
     def _pair(
         self, record: ImageRecord, other: ImageRecord
@@ -304,5 +304,5 @@ def margins(masks: NDArray[np.bool_], frame: SwapFrame, embed: Embed) -> NDArray
     embeddings = embed(torch.where(chosen, frame.twin, frame.image)).double()
     mates = torch.cat([question.references, question.foils]).double()
     similarities = F.normalize(embeddings) @ F.normalize(mates).T
-    found: NDArray[np.float64] = (similarities[:, 0] - similarities[:, 1]).numpy()[step]
-    return found
+    margins: NDArray[np.float64] = (similarities[:, 0] - similarities[:, 1]).numpy()[step]
+    return margins

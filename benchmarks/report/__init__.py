@@ -1,1 +1,1 @@
-"""Tables and figures of a run."""
+"""The page and the charts of a run."""

@@ -1,4 +1,4 @@
-"""What all charts share: scales by method, points with intervals, and how they are saved.
+"""Parts of charts: scales by method, points with intervals, saving as PNG and SVG.
 
 Names and titles come from files, so they are data in a chart and never part of an expression. The
 page and the charts share three parameters: ``shown``, the methods that are drawn; ``lit``, the

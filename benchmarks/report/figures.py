@@ -1,4 +1,4 @@
-"""Grids of images: maps beside their training images."""
+"""Image grids: maps beside their training images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a method looks in every chart and on the page: its colour, line style, shape and label."""
+"""Colour, line style, shape and label of each method, in every chart and on the page."""
 
 from __future__ import annotations
 

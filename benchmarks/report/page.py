@@ -1,4 +1,4 @@
-"""report.html: the whole of a run on one page that needs no network."""
+"""report.html: a run on one page that loads nothing from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and maps of the HTML report, kept in the run's folder so that it can be made again."""
+"""Images and maps of the page, kept in the run's folder so that it can be made again."""
 
 from __future__ import annotations
 

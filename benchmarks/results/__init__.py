@@ -1,1 +1,1 @@
-"""From the records of all images to tables and files."""
+"""Results of a run: figures with intervals, tables and files."""

@@ -71,15 +71,15 @@ def analyse(
     wanted = _wanted(results, chosen)
     num_resamples = results["settings"].get("num_resamples") or NUM_RESAMPLES
     classes = _class_names(images.classes())
-    found = {}
+    analysed = {}
     for name in tqdm(wanted, "methods", disable=not progress):
         boxes = predictions(images, name)
-        found[name] = {
+        analysed[name] = {
             "title": about[name]["title"],
             "family": about[name]["family"],
             **_summary(boxes, classes, num_resamples),
         }
-    ranked = sorted(found, key=lambda name: -found[name]["outcomes"]["correct"]["share"][0])
+    ranked = sorted(analysed, key=lambda name: -analysed[name]["outcomes"]["correct"]["share"][0])
     return {
         "schema_version": SCHEMA_VERSION,
         "run": results["command"],
@@ -89,12 +89,12 @@ def analyse(
         "num_images": results["counts"]["measured"][PROTOCOL],
         "num_resamples": num_resamples,
         "main_method": results["main_method"],
-        "methods": {name: found[name] for name in ranked},
+        "methods": {name: analysed[name] for name in ranked},
     }
 
 
 def _wanted(results: Mapping[str, Any], chosen: Sequence[str]) -> list[str]:
-    measured = [name for name, found in results["summary"].items() if PROTOCOL in found]
+    measured = [name for name, protocols in results["summary"].items() if PROTOCOL in protocols]
     if not measured:
         raise InputError(
             "the run has no predicted boxes: it did not measure the protocol 'boxes'; run "
@@ -158,7 +158,7 @@ def _summary(
 
 def _by_size(boxes: Predictions, outcome: np.ndarray, num_resamples: int) -> dict[str, Any]:
     group = object_sizes(boxes.objects, boxes.sizes)
-    found = {}
+    by_size = {}
     for index, size in enumerate(size_names()):
         of_size = outcome[group == index]
         correct = of_size == OUTCOMES.index("correct")
@@ -166,22 +166,22 @@ def _by_size(boxes: Predictions, outcome: np.ndarray, num_resamples: int) -> dic
         if len(correct):
             interval = bootstrap_interval(correct, num_resamples=num_resamples)
             accuracy = list(interval.as_floats())
-        found[size] = {
+        by_size[size] = {
             "count": len(of_size),
             "accuracy": accuracy,
             "outcomes": {kind: int((of_size == i).sum()) for i, kind in enumerate(OUTCOMES)},
         }
-    return found
+    return by_size
 
 
 def _by_class(
     labels: np.ndarray, outcome: np.ndarray, class_names: Mapping[int, str]
 ) -> list[dict[str, Any]]:
     """The classes from the worst to the best; of equal ones the larger first."""
-    found = []
+    by_class = []
     for label in np.unique(labels).tolist():
         correct = outcome[labels == label] == OUTCOMES.index("correct")
-        found.append(
+        by_class.append(
             {
                 "label": label,
                 "name": class_names[label],
@@ -189,7 +189,7 @@ def _by_class(
                 "accuracy": float(correct.mean()),
             }
         )
-    return sorted(found, key=lambda one: (one["accuracy"], -one["count"], one["label"]))
+    return sorted(by_class, key=lambda one: (one["accuracy"], -one["count"], one["label"]))
 
 
 def _class_names(labels: Mapping[str, int]) -> dict[int, str]:

@@ -42,10 +42,10 @@ def package_versions() -> dict[str, str]:
 
 def machine(device: str) -> dict[str, Any]:
     """What times depend on."""
-    found: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count()}
+    facts: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count()}
     if torch.device(device).type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
 
 
 def _processor() -> str:
@@ -89,8 +89,8 @@ def read_results(run: Path) -> dict[str, Any]:
             f"{path} has schema version {version}, expected {SCHEMA_VERSION}; start the run's "
             "command again with another --output"
         )
-    found: dict[str, Any] = results
-    return found
+    checked: dict[str, Any] = results
+    return checked
 
 
 def write_results(folder: Path, results: Mapping[str, Any], images: ImageTable) -> list[Path]:
@@ -154,9 +154,9 @@ def _csv_columns(results: Mapping[str, Any]) -> list[str]:
 def _flat(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a method in one row: each figure, and what belongs to it beside it."""
     flat = dict(numbers)
-    for figure, found in numbers["figures"].items():
-        flat |= {f"{figure}_{part}": number for part, number in found.items()}
-        flat[figure] = found["value"]
+    for figure, values in numbers["figures"].items():
+        flat |= {f"{figure}_{part}": number for part, number in values.items()}
+        flat[figure] = values["value"]
     return flat
 
 

@@ -1,4 +1,4 @@
-"""What was measured on every image, in one columnar file: a row per image, protocol and method."""
+"""images.parquet: the measures, a row per image, protocol and method."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class ImageTable:
         table (pa.Table): with the columns of `TYPES` and those of the measures.
 
     Example:
-        >>> found = {"methods": {"a": {"score": 0.5}}, "floors": {}}
-        >>> records = [{"key": "1.png", "label": 1, "protocols": {"attention": found}}]
+        >>> measured = {"methods": {"a": {"score": 0.5}}, "floors": {}}
+        >>> records = [{"key": "1.png", "label": 1, "protocols": {"attention": measured}}]
         >>> ImageTable.from_records(records).rows("attention", "a")
         [{'key': '1.png', 'label': 1, 'protocol': 'attention', 'method': 'a', 'score': 0.5}]
     """
@@ -132,17 +132,18 @@ def _rows(record: Record) -> Iterator[Row]:
     image = {"key": record["key"], "label": record.get("label")}
     if "unreadable" in record:
         yield {**image, "unreadable": record["unreadable"]}
-    for protocol, found in record.get("protocols", {}).items():
+    for protocol, measured in record.get("protocols", {}).items():
         of_protocol = {**image, "protocol": protocol}
-        if "left_out" in found:
-            yield {**of_protocol, "left_out": found["left_out"]}
+        if "left_out" in measured:
+            yield {**of_protocol, "left_out": measured["left_out"]}
             continue
-        width, height = found.get("size", (None, None))
+        width, height = measured.get("size", (None, None))
         shown = {
-            **of_protocol, "width": width, "height": height, "box": found.get("box"),
-            "num_tuples": found.get("num_tuples"), "forward_seconds": found.get("forward_seconds"),
+            **of_protocol, "width": width, "height": height, "box": measured.get("box"),
+            "num_tuples": measured.get("num_tuples"),
+            "forward_seconds": measured.get("forward_seconds"),
         }  # fmt: skip
-        for method, measures in {**found["floors"], **found["methods"]}.items():
+        for method, measures in {**measured["floors"], **measured["methods"]}.items():
             if taken := sorted(measures.keys() & (TYPES.keys() - {"seconds"})):
                 raise InputError(f"{protocol}: a measure cannot be named {', '.join(taken)}")
             yield {**shown, "method": method, **measures}

@@ -1,4 +1,4 @@
-"""From the measures of all images to the numbers of the table, with their uncertainty and cost.
+"""Figures of merit with intervals, paired differences and cost, from the measures of all images.
 
 Which numbers there are follows from the figures that the protocols declare. Intervals are
 percentile bootstraps over images (`benchmarks.metrics.bootstrap`), with the same resamples for
@@ -145,8 +145,8 @@ class _Drawn:
         """The value of each image that has one, by key."""
         if of not in self.kept:
             value = of.of if isinstance(of, Figure) else of.value
-            found = {row["key"]: value(row) for row in self.rows}
-            self.kept[of] = {key: one for key, one in found.items() if one is not None}
+            values = {row["key"]: value(row) for row in self.rows}
+            self.kept[of] = {key: one for key, one in values.items() if one is not None}
         return self.kept[of]
 
     def array(self, of: Figure | Curve, keys: tuple[str, ...]) -> NDArray[np.float64]:
@@ -184,18 +184,18 @@ def _figure(
     method: _Drawn, main: _Drawn | None, figure: Figure, keys: tuple[str, ...]
 ) -> dict[str, Any]:
     value, low, high = method.draw(figure, keys).interval().as_floats()
-    found: dict[str, Any] = {"value": value, "low": low, "high": high}
+    entry: dict[str, Any] = {"value": value, "low": low, "high": high}
     if figure.at is not None:
         name, at = figure.at
-        found[name] = at(method.array(figure, keys))
+        entry[name] = at(method.array(figure, keys))
     mains = {} if main is None else main.values(figure)
     common = tuple(key for key in keys if key in mains)
     if main is not None and common:
         difference = method.draw(figure, common) - main.draw(figure, common)
         ends = difference.interval().as_floats()
         names = ("difference", "difference_low", "difference_high")
-        found |= dict(zip(names, ends, strict=True))
-    return found
+        entry |= dict(zip(names, ends, strict=True))
+    return entry
 
 
 def _counted(rows: Sequence[Row], protocol: EvaluationProtocol) -> dict[str, Any]:

@@ -72,17 +72,17 @@ def columns(figures: Sequence[Mapping[str, Any]]) -> list[Column]:
         figures (sequence of Mapping): as results.json echoes them, see
             `benchmarks.results.summary.declared`.
     """
-    found = []
+    columns = []
     for protocol, declared in groupby(figures, lambda figure: figure["protocol"]):
         for figure in declared:
-            found.append(_figure_column(figure))
+            columns.append(_figure_column(figure))
             if figure["lead"]:
-                found.append(_difference_column(figure))
+                columns.append(_difference_column(figure))
         about = "Maps without a positive pixel: misses"
         # Where images are measured in full size and as crops, the first is enough for a terminal.
         first = protocol == figures[0]["protocol"]
-        found.append(Column("empty", protocol, _misses, about, "lower", in_terminal=first))
-    return [*found, *COSTS]
+        columns.append(Column("empty", protocol, _misses, about, "lower", in_terminal=first))
+    return [*columns, *COSTS]
 
 
 def _figure_column(figure: Mapping[str, Any]) -> Column:
@@ -109,24 +109,24 @@ def _difference_column(figure: Mapping[str, Any]) -> Column:
 
 def _figure_cell(numbers: Numbers, figure: Mapping[str, Any]) -> Cell:
     """A figure with its interval; a share is in percent."""
-    found = numbers.get("figures", {}).get(figure["key"])
-    if found is None:
+    values = numbers.get("figures", {}).get(figure["key"])
+    if values is None:
         return Cell()
     form = "{:.1f}" if figure["unit"] == "%" else "{:.3f}"
-    at = found.get(figure["at"])
+    at = values.get(figure["at"])
     note = "" if at is None else f"{at:.2f}"
-    return _with_interval(found["value"], (found["low"], found["high"]), form, note)
+    return _with_interval(values["value"], (values["low"], values["high"]), form, note)
 
 
 def _difference_cell(numbers: Numbers, figure: Mapping[str, Any]) -> Cell:
     """The same minus that of the main method; of shares, in percentage points."""
-    found = numbers.get("figures", {}).get(figure["key"], {})
-    if "difference" not in found:
+    values = numbers.get("figures", {}).get(figure["key"], {})
+    if "difference" not in values:
         return Cell()
     form = "{:+.1f}" if figure["unit"] == "%" else "{:+.3f}"
-    low, high = found["difference_low"], found["difference_high"]
+    low, high = values["difference_low"], values["difference_high"]
     worst, best = (low, high) if figure["better"] == "higher" else (-high, -low)
-    cell = _with_interval(found["difference"], (low, high), form)
+    cell = _with_interval(values["difference"], (low, high), form)
     return replace(cell, verdict="above" if worst > 0 else "below" if best < 0 else "")
 
 
@@ -291,22 +291,22 @@ def retrieval_text(retrieval: Mapping[str, Mapping[str, float]]) -> str:
         >>> retrieval_text({"tied": {"mark": 0.9, "class": 0.05}})
         'retrieval of marked images; marks in training tied: by the mark 90.0%, by the class 5.0%'
     """
-    found = (
+    shares_of = (
         f"{name}: by the mark {shares['mark']:.1%}, by the class {shares['class']:.1%}"
         for name, shares in retrieval.items()
     )
-    return "retrieval of marked images; marks in training " + "; ".join(found)
+    return "retrieval of marked images; marks in training " + "; ".join(shares_of)
 
 
 def forward_text(forward: Mapping[str, Mapping[str, Any]]) -> str:
     """What the plain forward pass costs, beside which the methods' costs stand; or nothing."""
     parts = []
     for protocol, costs in forward.items():
-        found = []
+        costs_of = []
         if costs["median_seconds"] is not None:
-            found.append(f"{1000 * costs['median_seconds']:.0f} ms per image")
+            costs_of.append(f"{1000 * costs['median_seconds']:.0f} ms per image")
         if costs["peak_memory_bytes"] is not None:
-            found.append(f"{costs['peak_memory_bytes'] / 1e6:.0f} MB")
-        if found:
-            parts.append(f"{', '.join(found)} ({protocol})")
+            costs_of.append(f"{costs['peak_memory_bytes'] / 1e6:.0f} MB")
+        if costs_of:
+            parts.append(f"{', '.join(costs_of)} ({protocol})")
     return f"plain forward pass: {'; '.join(parts)}" if parts else ""

@@ -1,1 +1,1 @@
-"""A run: preparation, every method on every image, and the folder of it."""
+"""Runs: preparation, evaluation of every method on every image, and the folder."""

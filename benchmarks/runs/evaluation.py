@@ -1,4 +1,4 @@
-"""One item through every method and protocol: the record that all tables are made from."""
+"""Evaluation of one item with every method and protocol, which makes its record."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ class Work:
     @classmethod
     def of(cls, items: Mapping[str, Sequence[Item]]) -> list[Work]:
         """The items of all protocols, those of one key together."""
-        found: dict[str, Work] = {}
+        works: dict[str, Work] = {}
         for protocol, of_protocol in items.items():
             for item in of_protocol:
-                work = found.setdefault(item.key, cls(item.key, item.label, {}))
+                work = works.setdefault(item.key, cls(item.key, item.label, {}))
                 work.items[protocol] = item
-        return list(found.values())
+        return list(works.values())
 
 
 @dataclass(frozen=True)
@@ -239,14 +239,14 @@ class Bench:
         self, name: str, key: str, asked: Sequence[Asked], frame: Frame
     ) -> Measures:
         """What is kept of a method's heatmaps, and the seconds that one of them takes."""
-        found = [one.bench._maps(name, key, one.queries, one.shared) for one in asked]
-        maps = [pixels for of_network, _ in found for pixels in of_network]
+        timed = [one.bench._maps(name, key, one.queries, one.shared) for one in asked]
+        maps = [pixels for of_network, _ in timed for pixels in of_network]
         finite = all(bool(np.isfinite(pixels).all()) for pixels in maps)
         maps = [pixels if np.isfinite(pixels).all() else np.zeros_like(pixels) for pixels in maps]
         measures = self.protocol.measure(maps, frame, self.embed)
         if not finite:
             measures["not_finite"] = True
-        return {**measures, "seconds": round(found[0][1], 5)}
+        return {**measures, "seconds": round(timed[0][1], 5)}
 
     def _maps(
         self, name: str, key: str, queries: Sequence[Query], shared: SharedForward

@@ -1,4 +1,4 @@
-"""The comparison of all methods on one data set: prepare, evaluate, write down."""
+"""The comparison of methods on one data set: prepare, evaluate, write the results."""
 
 from __future__ import annotations
 

@@ -80,12 +80,12 @@ class MarkedImages(ShownImages):
         """One photograph, (3, H, W)."""
         record = self.records[index]
         assert isinstance(self.protocol, MarkProtocol)
-        found = self.protocol.marked(
+        shown = self.protocol.marked(
             record, self.mark_of(record), self.seed, "training", without_object=without_object
         )
-        if found is None:
+        if shown is None:
             raise InputError(f"{record.path}: the object lies outside the crop; leave it out")
-        return found[0]
+        return shown[0]
 
 
 def prepare_networks(
@@ -128,12 +128,12 @@ def prepare_networks(
 
 
 def retrieval_of(plan: EvaluationPlan) -> Retrieval | None:
-    """What the check of a run found; None for a run without the protocol."""
+    """Retrieval by the networks of a run; None for a run without the protocol."""
     path = _retrieval_file(plan)
     if PROTOCOL not in plan.protocols:
         return None
-    found: Retrieval = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    retrieval: Retrieval = json.loads(path.read_text(encoding="utf-8"))
+    return retrieval
 
 
 def _retrieval_file(plan: EvaluationPlan) -> Path:
@@ -178,13 +178,13 @@ def _check(
     path = _retrieval_file(plan)
     if not path.exists():
         write_json(path, _retrieval(settings, plan, protocol, data))
-    found: Retrieval = json.loads(path.read_text(encoding="utf-8"))
-    print(retrieval_text(found))
-    tied, random = found["tied"], found["random"]
+    retrieval: Retrieval = json.loads(path.read_text(encoding="utf-8"))
+    print(retrieval_text(retrieval))
+    tied, random = retrieval["tied"], retrieval["random"]
     if not (tied["mark"] > tied["class"] and random["class"] > random["mark"]):
         raise InputError(
-            f"{retrieval_text(found)}. The mark protocol concludes nothing from this: with tied "
-            "marks retrieval should follow the mark, and with marks at random the class. Change "
+            f"{retrieval_text(retrieval)}. The mark protocol concludes nothing from this: with "
+            "tied marks retrieval should follow the mark, with marks at random the class. Change "
             f"--mark-steps (now {steps}) or the training classes, and choose another --output"
         )
 
@@ -199,9 +199,9 @@ def _retrieval(
     kept = [(item, frame) for item in items if (frame := protocol.frame(item)) is not None]
     shown = [frame.image for _, frame in kept]
     labels, marks = [item.label for item, _ in kept], [item.number for item, _ in kept]
-    found = {}
+    retrieval = {}
     for name in protocol.networks:
         network = network_of(replace(plan, cache=plan.cache / name), protocol)
         embeddings = in_batches(network, shown, f"retrieval, {name}", progress=settings.progress)
-        found[name] = followed(embeddings.cpu(), labels, marks)
-    return found
+        retrieval[name] = followed(embeddings.cpu(), labels, marks)
+    return retrieval

@@ -52,7 +52,7 @@ def peak_memory(bench: Bench, item: Item, path: Path, *, progress: bool) -> Memo
     for name in tqdm(bench.explainers, "memory", disable=not progress):
         with seeded(bench.plan.seed, bench.device):
             peaks[name] = peak_bytes(partial(bench.heatmap, name, query), bench.device)
-    found = {
+    memory = {
         "protocol": bench.protocol.name,
         "image": item.key,
         "size": [width, height],
@@ -60,8 +60,8 @@ def peak_memory(bench: Bench, item: Item, path: Path, *, progress: bool) -> Memo
         "forward": peak_bytes(lambda: bench.embed(query.image), bench.device),
         "methods": peaks,
     }
-    write_json(path, found)
-    return found
+    write_json(path, memory)
+    return memory
 
 
 def peak_bytes(task: Callable[[], Any], device: torch.device) -> int:
@@ -81,11 +81,13 @@ def peak_bytes(task: Callable[[], Any], device: torch.device) -> int:
         task()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as found:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiled:
         task()
-    assert found.profiler is not None
+    assert profiled.profiler is not None
     held = peak = 0
-    events = found.profiler.kineto_results.events()
+    events = profiled.profiler.kineto_results.events()
     allocations = (event for event in events if event.name() == "[memory]")
     for event in sorted(allocations, key=lambda event: event.start_ns()):
         held += event.nbytes()

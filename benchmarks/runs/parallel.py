@@ -1,4 +1,4 @@
-"""Records of many images, from this process or from several."""
+"""Evaluation of many items, in this process or in several."""
 
 from __future__ import annotations
 

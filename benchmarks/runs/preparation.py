@@ -1,4 +1,4 @@
-"""What the images of a run are explained with: test embeddings, their tuples, and the bank.
+"""Preparation of a run: embeddings of the test images, their tuples, and the weight banks.
 
 All of it is kept in the run's cache folder, one subfolder per protocol: a resumed run and the
 worker processes read it from there. The bank and the tuples are made from the images as the

@@ -1,4 +1,4 @@
-"""The randomisation check: do maps change when the network is replaced by a random one?
+"""The parameter randomisation check: do maps change when the network's parameters are random?
 
 After Adebayo et al. (NeurIPS 2018). The network's parameters are
 re-initialised from the head downwards (`benchmarks.networks.randomisation.cascade`), and each
@@ -167,12 +167,12 @@ def _compare(
 ) -> dict[str, Any]:
     """The record of one image: how alike each method's maps are to those of the trained network."""
     shown, other_shown = (PROTOCOLS[PROTOCOL].show(load_rgb(record)) for record in (image, other))
-    found: dict[str, Any] = {}
+    likeness: dict[str, Any] = {}
     for name in methods:
         maps = {stage: _maps(bench, name, image.key, shown) for stage, bench in benches.items()}
         trained = maps.pop(TRAINED)
         maps[FLOOR] = _maps(benches[TRAINED], name, other.key, other_shown)
-        found[name] = {
+        likeness[name] = {
             stage: {
                 "rank_correlation": rank_correlation(trained.magnitude, random.magnitude),
                 "ssim": similarity(trained.magnitude, random.magnitude),
@@ -181,7 +181,7 @@ def _compare(
             }
             for stage, random in maps.items()
         }
-    return {"key": image.key, "label": image.label, "methods": found}
+    return {"key": image.key, "label": image.label, "methods": likeness}
 
 
 @dataclass(frozen=True)
@@ -196,13 +196,13 @@ def _maps(bench: Bench, name: str, key: str, image: Tensor) -> Maps:
     """A method's map at the size of the crop."""
     _, explain = bench.explainers[name]
     with seeded(seed_of(bench.plan.seed, PROTOCOL, key), bench.device):
-        found = explain(bench.query(key, image, Question())).detach().float().cpu()
-    if not torch.isfinite(found).all():
-        found = torch.zeros_like(found)
+        attributions = explain(bench.query(key, image, Question())).detach().float().cpu()
+    if not torch.isfinite(attributions).all():
+        attributions = torch.zeros_like(attributions)
     size = (image.shape[1], image.shape[2])
     signed, magnitude = (
         F.interpolate(one, size, mode="bilinear", align_corners=False)[0, 0].numpy()
-        for one in (found, found.abs())
+        for one in (attributions, attributions.abs())
     )
     return Maps(signed, magnitude)
 
@@ -214,9 +214,9 @@ def summary(
     num_resamples: int,
 ) -> dict[str, Any]:
     """``{method: {stage: {figure: [mean, low, high], "num_empty": ...}}}`` with 95% intervals."""
-    found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     for name in methods:
-        found[name] = {}
+        rows[name] = {}
         for stage in stages:
             measured = [record["methods"][name][stage] for record in records]
             figures: dict[str, Any] = {
@@ -227,8 +227,8 @@ def summary(
                 )
                 for figure in FIGURES
             }
-            found[name][stage] = {**figures, "num_empty": sum(one["empty"] for one in measured)}
-    return found
+            rows[name][stage] = {**figures, "num_empty": sum(one["empty"] for one in measured)}
+    return rows
 
 
 def _report(

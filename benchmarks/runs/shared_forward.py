@@ -1,4 +1,4 @@
-"""One forward pass of an image for all methods that need no more of the network than that.
+"""One forward pass of an image, shared by the methods that need no more than one.
 
 The modules that come before the explained layers run once; while an image is measured they give
 what they gave then. The layers explained, and all behind them, run as ever, so that hooks, maps

@@ -1,4 +1,4 @@
-"""Ratios of times, each measured side by side: a turn of one, a turn of the other, and so on.
+"""Ratios of running times, measured in turns: one, the other, and again.
 
 A ratio within one run outlives the machine; seconds do not.
 """

@@ -1,4 +1,4 @@
-"""Embeddings of an image set on the standard crop, and how well they retrieve the class."""
+"""Embeddings of an image set on the standard crop, and their recall@1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short trainings: a frozen trunk runs once on all images, and the tail above it is trained."""
+"""Training of a network's last part alone: the frozen part runs once on all images."""
 
 from __future__ import annotations
 

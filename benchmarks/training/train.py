@@ -1,4 +1,4 @@
-"""A triplet-trained embedding network from labelled images."""
+"""Training of an embedding network on labelled images with a triplet loss."""
 
 from __future__ import annotations
 

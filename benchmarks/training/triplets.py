@@ -1,4 +1,4 @@
-"""Triplet training: which images make a batch, and what a batch costs."""
+"""Batches and loss of triplet training."""
 
 from __future__ import annotations
 
