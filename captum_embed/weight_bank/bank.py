@@ -208,14 +208,15 @@ class WeightBank:
                 f"k is {k!r} neighbours; expected an integer from 1 to {count}, the number of "
                 f"entries in the bank{rest}"
             )
-        rows = self._entries.embeddings
         with torch.no_grad():
-            distances, indices = nearest_rows(
-                queries.detach(), rows, k, facts=self._row_facts(), allowed=allowed
-            )
-        dtype = torch.promote_types(queries.dtype, rows.dtype)
+            distances, indices = self._nearest(queries.detach(), k, allowed)
+        dtype = torch.promote_types(queries.dtype, self._entries.embeddings.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
         return distances.to(dtype).to(queries.device), indices.to(queries.device)
+
+    def _nearest(self, queries: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+        facts = self._row_facts()
+        return nearest_rows(queries, self._entries.embeddings, k, facts=facts, allowed=allowed)
 
     def transfer(
         self,
@@ -353,8 +354,7 @@ class WeightBank:
     def save(self, path: str | os.PathLike[str], max_shard_size: int | str = "2GB") -> None:
         """Writes the bank as safetensors shards with a manifest, or replaces one, in one step.
 
-        A save that fails leaves what was there before. A bank may be saved over the very files
-        it is mapped from.
+        A save that fails leaves what was there before. It may be over the files mapped from.
 
         Args:
             path: Directory to write. An existing one must be empty or a weight bank.

@@ -6,13 +6,12 @@ is at distance 0 and equal distances are equal numbers. Where single precision l
 precision is tried first. Equal rows are searched once.
 
 (FAISS ``IndexFlatL2`` answers the same question with *squared* distances and leaves ties
-unordered.)
+unordered; ``index`` puts its candidates in this order.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,51 +19,20 @@ from torch import Tensor
 
 from captum_embed.errors import BankMismatchError, InputError
 from captum_embed.weight_bank.entries import StackedRows
+from captum_embed.weight_bank.equal_rows import (
+    CHUNK_NUMBERS,
+    NO_ROW,
+    PAIR_NUMBERS,
+    Groups,
+    RowFacts,
+    exact_device,
+    nearest_of_each,
+    row_facts,
+)
 
-# Numbers of one temporary: 32 MiB in single precision.
-_CHUNK_NUMBERS = 2**23
 _QUERIES_AT_ONCE = 1024
-# Of one temporary in double precision: 1 MiB, which stays in cache.
-_PAIR_NUMBERS = 2**17
 # Rows of which only the nearest is compared at first.
 _BLOCK = 16
-# Stands where there is no row, behind all that there are.
-_NO_ROW = torch.iinfo(torch.int64).max
-
-
-@dataclass(frozen=True)
-class RowFacts:
-    """What every search of the same rows needs: computed once.
-
-    Attributes:
-        norms: Squared Euclidean norms (B,), float64.
-        equals: For each row the first row that is known to equal it, (B,), int64; None where
-            no two rows are known to be equal.
-    """
-
-    norms: Tensor
-    equals: Tensor | None
-
-
-def row_facts(rows: StackedRows, *, chunk_numbers: int = _CHUNK_NUMBERS) -> RowFacts:
-    """Squared norms of rows (B, D), and which rows are equal."""
-    device = _exact_device(rows)
-    rows_at_once = max(1, min(chunk_numbers, _PAIR_NUMBERS) // rows.shape[1])
-    norms = torch.cat(
-        [part.to(device, torch.float64).square().sum(1) for _, part in rows.chunks(rows_at_once)]
-    )
-    # Rows that are equal have equal norms, and stand side by side in this order.
-    order = norms.argsort(stable=True)
-    same = norms[order[1:]] == norms[order[:-1]]
-    for places in same.nonzero()[:, 0].split(rows_at_once):
-        first, second = (rows.take(order[places + step].to(rows.device)) for step in (0, 1))
-        same[places] = (first == second).all(1).to(device)
-    if not same.any():
-        return RowFacts(norms, None)
-    leads = torch.cat([same.new_ones(1), ~same])
-    equals = torch.empty_like(order)
-    equals[order] = order[leads][leads.cumsum(0) - 1]
-    return RowFacts(norms, equals)
 
 
 def require_queries(queries: Any, dim: int) -> None:
@@ -95,7 +63,7 @@ def nearest_rows(
     *,
     facts: RowFacts | None = None,
     allowed: Tensor | None = None,
-    chunk_numbers: int = _CHUNK_NUMBERS,
+    chunk_numbers: int = CHUNK_NUMBERS,
 ) -> tuple[Tensor, Tensor]:
     """The k rows nearest to each query by Euclidean distance.
 
@@ -119,13 +87,13 @@ def nearest_rows(
         (tensor([[0., 0., 5.]], dtype=torch.float64), tensor([[0, 2, 1]]))
     """
     facts = row_facts(rows, chunk_numbers=chunk_numbers) if facts is None else facts
-    groups = _Groups.of(facts, allowed)
+    groups = Groups.of(facts, allowed)
     active = None if groups is None else groups.active
     nearest_of_chunks = []
     # Autocast would make the products less precise than their bound says.
     with torch.autocast(rows.device.type, enabled=False):
         for chunk in queries.split(max(1, min(_QUERIES_AT_ONCE, chunk_numbers))):
-            search = _Search(chunk.to(_exact_device(rows), torch.float64), rows, k, chunk_numbers)
+            search = _Search(chunk.to(exact_device(rows), torch.float64), rows, k, chunk_numbers)
             nearest = search.run(facts.norms, active)
             if groups is not None:
                 nearest = groups.members_of(*nearest, k, chunk_numbers)
@@ -134,9 +102,39 @@ def nearest_rows(
     return squared.sqrt().to(rows.device), indices.to(rows.device)
 
 
-def _exact_device(rows: StackedRows) -> torch.device:
-    # Apple's GPUs have no float64.
-    return torch.device("cpu") if rows.device.type == "mps" else rows.device
+def ranked_rows(
+    queries: Tensor,
+    rows: StackedRows,
+    candidates: Tensor,
+    k: int,
+    *,
+    facts: RowFacts,
+    allowed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k nearest among rows that an index proposes, with the distances of :func:`nearest_rows`.
+
+    Args:
+        queries: Shape (Q, D), finite, on any device.
+        rows: Shape (B, D), finite.
+        candidates: Rows of each query, (Q, n), all different, one for each group of equal rows.
+        k: Number of neighbours; the candidates, with the rows equal to them, are as many.
+        facts: :func:`row_facts` of the rows.
+        allowed: Which rows may be returned, (B,), bool. Default: all.
+
+    Returns:
+        Distances and row indices, each (Q, k), as :func:`nearest_rows` returns them.
+    """
+    device = exact_device(rows)
+    exact, index = queries.to(device, torch.float64), candidates.to(device)
+    query_of = torch.arange(len(exact), device=device).repeat_interleave(index.shape[1])
+    squared = _squared_distances(exact, rows, query_of, index.flatten()).view(index.shape)
+    # Where no rows are equal, the candidates themselves are the allowed ones.
+    groups = None if facts.equals is None else Groups.of(facts, allowed)
+    if groups is None:
+        squared, index = nearest_of_each(squared, index)
+    else:
+        squared, index = groups.members_of(squared, index, k, CHUNK_NUMBERS)
+    return squared[:, :k].sqrt().to(rows.device), index[:, :k].to(rows.device)
 
 
 class _Search:
@@ -172,7 +170,7 @@ class _Search:
                 self._settle()
         self._settle()
         # Where rows are equal, fewer than k stand for all.
-        count = int((self.best_index < _NO_ROW).sum(1).max())
+        count = int((self.best_index < NO_ROW).sum(1).max())
         return self.best[:, :count], self.best_index[:, :count]
 
     def _pieces(self) -> Iterator[tuple[int, Tensor]]:
@@ -262,69 +260,28 @@ class _Search:
         self.waiting = []
         kept = ~(at_least > self.limit[query_of])
         query_of, row_of = query_of[kept], row_of[kept]
-        squared = self._squared_distances(query_of, row_of)
+        squared = _squared_distances(self.queries, self.rows, query_of, row_of, self.chunk_numbers)
         near, near_index = _first_of_each(len(self.queries), self.k, query_of, squared, row_of)
-        self.best, self.best_index = _nearest_of_each(
+        self.best, self.best_index = nearest_of_each(
             torch.cat([self.best, near], dim=1), torch.cat([self.best_index, near_index], dim=1)
         )
         self.best, self.best_index = self.best[:, : self.k], self.best_index[:, : self.k]
 
-    def _squared_distances(self, query_of: Tensor, row_of: Tensor) -> Tensor:
-        pairs_at_once = max(1, min(self.chunk_numbers, _PAIR_NUMBERS) // self.queries.shape[1])
-        squared = [self.queries.new_empty(0)]
-        for q, r in zip(query_of.split(pairs_at_once), row_of.split(pairs_at_once), strict=True):
-            rows = self.rows.take(r.to(self.rows.device)).to(self.queries)
-            squared.append((rows - self.queries[q]).square_().sum(1))
-        return torch.cat(squared)
 
-
-class _Groups:
-    """Equal rows, of which one is searched for all; without those that are not allowed."""
-
-    def __init__(self, equals: Tensor, allowed: Tensor | None) -> None:
-        count = len(equals)
-        members = torch.arange(count, device=equals.device)
-        if allowed is not None:
-            members = members[allowed.to(equals.device)]
-        first = torch.full_like(equals, count)
-        first = first.scatter_reduce(0, equals[members], members, "amin")
-        self.active = torch.zeros(count, dtype=torch.bool, device=equals.device)
-        self.active[first[first < count]] = True
-        self._equals = equals
-        self._members = members[equals[members].argsort(stable=True)]
-        self._group_of = equals[self._members]
-
-    @staticmethod
-    def of(facts: RowFacts, allowed: Tensor | None) -> _Groups | None:
-        if facts.equals is None and allowed is None:
-            return None
-        equals = facts.equals
-        if equals is None:
-            equals = torch.arange(len(facts.norms), device=facts.norms.device)
-        return _Groups(equals, allowed)
-
-    def members_of(
-        self, squared: Tensor, index: Tensor, k: int, chunk_numbers: int
-    ) -> tuple[Tensor, Tensor]:
-        """The k nearest rows (Q, k), given the row (Q, n) that stands for each near group."""
-        at_once = max(1, chunk_numbers // (k * k))
-        members = [
-            self._members_of(*few, k)
-            for few in zip(squared.split(at_once), index.split(at_once), strict=True)
-        ]
-        return torch.cat([near for near, _ in members]), torch.cat([row for _, row in members])
-
-    def _members_of(self, squared: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        group = self._equals[index]
-        start = torch.searchsorted(self._group_of, group)
-        stop = torch.searchsorted(self._group_of, group, right=True)
-        place = start[..., None] + torch.arange(k, device=start.device)
-        exists = place < stop[..., None]
-        near = torch.where(exists, squared[..., None], torch.inf)
-        members = self._members[place.clamp(max=len(self._members) - 1)]
-        members = torch.where(exists, members, _NO_ROW)
-        near, members = _nearest_of_each(near.flatten(1), members.flatten(1))
-        return near[:, :k], members[:, :k]
+def _squared_distances(
+    queries: Tensor,
+    rows: StackedRows,
+    query_of: Tensor,
+    row_of: Tensor,
+    chunk_numbers: int = CHUNK_NUMBERS,
+) -> Tensor:
+    """Of pairs of a query, in double precision, and a row."""
+    pairs_at_once = max(1, min(chunk_numbers, PAIR_NUMBERS) // queries.shape[1])
+    squared = [queries.new_empty(0)]
+    for q, r in zip(query_of.split(pairs_at_once), row_of.split(pairs_at_once), strict=True):
+        of_rows = rows.take(r.to(rows.device)).to(queries)
+        squared.append((of_rows - queries[q]).square_().sum(1))
+    return torch.cat(squared)
 
 
 def _relative_error(dtype: torch.dtype, dim: int) -> float:
@@ -361,13 +318,6 @@ def _first_of_each(
     kept = rank < k
     place = (query_of[kept], rank[kept])
     near = squared.new_full((num_queries, k), torch.inf)
-    near_index = row_of.new_full((num_queries, k), _NO_ROW)
+    near_index = row_of.new_full((num_queries, k), NO_ROW)
     near[place], near_index[place] = squared[kept], row_of[kept]
     return near, near_index
-
-
-def _nearest_of_each(squared: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns in order of distance, equal ones in order of index; missing rows come last."""
-    index, order = index.sort(dim=1)
-    squared, order = squared.gather(1, order).sort(dim=1, stable=True)
-    return squared, index.gather(1, order)
