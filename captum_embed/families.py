@@ -24,6 +24,7 @@ _LAST_NORMS = (
     ("blocks.*.norm1", "patch_embed"),
     ("encoder.layer.*.norm1", "embeddings.patch_embeddings"),
     ("model.layer.*.norm1", "embeddings.patch_embeddings"),
+    ("layer.*.norm1", "embeddings.patch_embeddings"),
     ("layers.*.layernorm_before", "embeddings.patch_embeddings"),
     ("encoder.layer.*.layernorm_before", "embeddings.patch_embeddings"),
     ("encoder.layers.*.layer_norm1", "embeddings.patch_embedding"),
