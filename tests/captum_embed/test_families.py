@@ -35,7 +35,7 @@ def published(source, name):
     package = library(source)
     # RegNet's constructor computes its widths with tensors, which need numbers; so do those of
     # timm where PyTorch is older.
-    needs_numbers = name.startswith("regnet_y") or source == "timm" and OLDER_PYTORCH
+    needs_numbers = name.startswith("regnet_y") or (source == "timm" and OLDER_PYTORCH)
     with torch.device("cpu" if needs_numbers else "meta"):
         if source == "torchvision":
             return package.get_model(name)

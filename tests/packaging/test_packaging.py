@@ -52,10 +52,12 @@ def test_the_version_has_one_home() -> None:
     assert Version(captum_embed.__version__) >= Version("0.2.0")
 
 
-def test_a_users_checker_sees_tensors_and_tuples(tmp_path: Path) -> None:
-    pytest.importorskip("mypy")
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--follow-imports=silent", "tests/packaging/typed_user.py"],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+@pytest.mark.parametrize("checker", ["mypy --follow-imports=silent", "pyright"])
+def test_a_users_checker_sees_tensors_and_tuples(checker: str) -> None:
+    name, *options = checker.split()
+    pytest.importorskip(name)
+    command = [sys.executable, "-m", name, *options, "tests/packaging/typed_user.py"]
+    if name == "pyright":
+        command += ["--pythonpath", sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What a type checker sees of a user's script; test_packaging.py has mypy look at it."""
+"""What type checkers see of a user's script; test_packaging.py has mypy and pyright look at it."""
 
 from torch import Tensor, nn
 from typing_extensions import assert_type
