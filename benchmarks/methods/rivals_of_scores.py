@@ -14,6 +14,7 @@ from benchmarks.methods.captum_call import explainer
 from benchmarks.methods.match import direction
 from benchmarks.methods.method import Explainer, Method, Query, Subject
 from benchmarks.methods.rivals import of_activations
+from captum_embed.layouts import LayerLayout
 from captum_embed.rivals import (
     RELAX,
     SBSM,
@@ -68,6 +69,14 @@ def _channels(subject: Subject, query: Query) -> dict[str, Any]:
         "max_channels": max(1, subject.budget - 2),
         "perturbations_per_eval": batch_size(query.image),
     }
+
+
+def _tokens(subject: Subject) -> dict[str, Any]:
+    """Prefix and grid of a network that resizes its images, which then do not tell them."""
+    layout = getattr(subject.network, "layout", None)
+    if not isinstance(layout, LayerLayout) or layout.layout != "tokens":
+        return {}
+    return {"prefix_tokens": layout.prefix_tokens, "grid": layout.grid}
 
 
 def _second_order(subject: Subject) -> Explainer:
@@ -137,13 +146,13 @@ METHODS = (
         "LeGrad",
         "rival",
         "positive gradients of the attention by the match that each block would give",
-        _scored(lambda s: LeGrad(s.forward), lambda *_: {}),
+        _scored(lambda s: LeGrad(s.forward, **_tokens(s)), lambda *_: {}),
     ),
     Method(
         "gradient_attention_rollout",
         "Chefer et al.",
         "rival",
         "attention times its gradient by the match, rolled out over the blocks",
-        _scored(lambda s: GradientAttentionRollout(s.forward), lambda *_: {}),
+        _scored(lambda s: GradientAttentionRollout(s.forward, **_tokens(s)), lambda *_: {}),
     ),
 )

@@ -22,22 +22,23 @@ from benchmarks.networks.checkpoints import (
     refuse_mismatch,
 )
 from benchmarks.networks.lite0 import LITE0_CHANNELS, Lite0Features, imagenet_state, packaged_lite0
-from benchmarks.networks.timm_networks import timm_backbone
+from benchmarks.networks.timm_networks import has_channels_first, timm_backbone
 from benchmarks.networks.torchvision_networks import (
     FAMILIES,
     RANDOM,
-    Backbone,
     torchvision_backbone,
     torchvision_names,
 )
-from captum_embed.errors import InputError, LayerError
+from benchmarks.networks.transformer_networks import TransformerNetwork
+from captum_embed.command_line.networks import load_network
+from captum_embed.errors import InputError
 
 DEFAULT_NETWORK = "efficientnet_lite0"
 EMBEDDING_DIM = 512
-TIMM = "timm:"
+TORCHVISION, TIMM = "torchvision:", "timm:"
 NETWORK_HELP = (
-    f"{DEFAULT_NETWORK}; a torchvision CNN such as resnet50, resnet50@IMAGENET1K_V1 or "
-    f"resnet50@{RANDOM}; {TIMM}NAME; or package.module:factory"
+    f"{DEFAULT_NETWORK}; a network of torchvision such as resnet50, resnet50@IMAGENET1K_V1, "
+    f"resnet50@{RANDOM} or {TORCHVISION}vit_b_16; {TIMM}NAME; or package.module:factory"
 )
 
 
@@ -132,7 +133,7 @@ def imagenet_network() -> EmbeddingNetwork:
     return lite0_network()
 
 
-def packaged_state(network: EmbeddingNetwork) -> dict[str, Tensor]:
+def packaged_state(network: EmbeddingNetwork | TransformerNetwork) -> dict[str, Tensor]:
     """The state of a network, in the layout of the checkpoint files.
 
     Lite0's is under the PyPI package's names, ``backbone.*``, and the head, so that it loads
@@ -198,20 +199,22 @@ def backbone_network(
     *,
     checkpoint: str | Path | None = None,
     seed: int = 0,
-) -> EmbeddingNetwork:
+) -> EmbeddingNetwork | TransformerNetwork:
     """A torchvision or timm network as an embedding network: pooling, linear head, L2 norm.
 
     Args:
-        name (str): such as ``resnet50`` (pretrained on ImageNet), ``resnet50@IMAGENET1K_V1``
-            (these weights), ``resnet50@random`` (untrained), or ``timm:NAME``.
+        name (str): such as ``resnet50`` or ``torchvision:resnet50`` (pretrained on ImageNet),
+            ``resnet50@IMAGENET1K_V1`` (these weights), ``resnet50@random`` (untrained), or
+            ``timm:NAME``. Transformers are a `TransformerNetwork`.
         embedding_dim (int, optional): width of a new head without bias, untrained: a random
             projection. Default: 512, or the checkpoint's.
         checkpoint (str or Path, optional): a safetensors file of this network's state dict,
             ``features.*`` and ``head.weight`` (see `packaged_state`); nothing is downloaded then.
-        seed (int): of all initial weights, drawn without touching the global generator.
+        seed (int): of all initial weights, drawn without touching the global generator; those of
+            a transformer's own layers are the same for each.
 
     Returns:
-        EmbeddingNetwork: in evaluation mode.
+        EmbeddingNetwork or TransformerNetwork: in evaluation mode.
 
     Raises:
         InputError: no such network or weights, or the download failed.
@@ -223,27 +226,45 @@ def backbone_network(
         >>> network(torch.randn(1, 3, 64, 64)).shape
         torch.Size([1, 8])
     """
-    plain, _, weights = name.removeprefix(TIMM).partition("@")
-    build = timm_backbone if name.startswith(TIMM) else torchvision_backbone
+    library = TIMM if name.startswith(TIMM) else TORCHVISION
+    plain, _, weights = name.removeprefix(library).partition("@")
     if checkpoint is not None:
-        return _filled(build(plain, RANDOM, seed), Path(checkpoint), plain)
-    backbone = build(plain, weights or "DEFAULT", seed)
-    dim = EMBEDDING_DIM if embedding_dim is None else embedding_dim
-    head = _new_head(backbone.num_channels, dim, seed)
-    return EmbeddingNetwork(backbone.features, head, backbone.pool, backbone.last_block).eval()
+        weights = RANDOM
+    network: EmbeddingNetwork | TransformerNetwork
+    if _is_convolutional(library, plain):
+        build = timm_backbone if library == TIMM else torchvision_backbone
+        backbone = build(plain, weights or "DEFAULT", seed)
+        network = EmbeddingNetwork(
+            backbone.features, nn.Identity(), backbone.pool, backbone.last_block
+        )
+        num_channels = backbone.num_channels
+    else:
+        loaded = load_network(
+            library + plain, weights=weights or None, device="cpu", unit_length=False
+        )
+        network = TransformerNetwork(loaded)
+        num_channels = network.num_channels
+    if checkpoint is not None:
+        _fill(network, Path(checkpoint), plain, num_channels)
+    else:
+        dim = EMBEDDING_DIM if embedding_dim is None else embedding_dim
+        network.head = _new_head(num_channels, dim, seed)
+    return network.requires_grad_(True).eval()
 
 
-def _filled(backbone: Backbone, path: Path, name: str) -> EmbeddingNetwork:
+def _is_convolutional(library: str, name: str) -> bool:
+    return name in torchvision_names() if library == TORCHVISION else has_channels_first(name)
+
+
+def _fill(
+    network: EmbeddingNetwork | TransformerNetwork, path: Path, name: str, num_channels: int
+) -> None:
     given = checkpoint_tensors(path)
-    network = EmbeddingNetwork(
-        backbone.features, nn.Identity(), backbone.pool, backbone.last_block
-    ).eval()
-    head = given.get("head.weight", torch.empty(0, backbone.num_channels))
+    head = given.get("head.weight", torch.empty(0, num_channels))
     refuse_mismatch(path, given, {**network.state_dict(), "head.weight": head}, name)
-    refuse_head(path, head, backbone.num_channels)
+    refuse_head(path, head, num_channels)
     network.head = _linear(head.float())
     network.load_state_dict(given)
-    return network
 
 
 def _imported_factory(name: str) -> Callable[[str | Path | None], nn.Module]:
@@ -265,7 +286,7 @@ def _imported_factory(name: str) -> Callable[[str | Path | None], nn.Module]:
 
 def is_factory(name: str) -> bool:
     """Whether a network's name is that of a user's callable, ``package.module:factory``."""
-    return ":" in name and not name.startswith(TIMM)
+    return ":" in name and not name.startswith((TIMM, TORCHVISION))
 
 
 def embedding_network(
@@ -281,7 +302,7 @@ def embedding_network(
             f"--embedding-dim {embedding_dim} is the width of a new head, and the checkpoint "
             f"{checkpoint} brings its own; leave one of them out"
         )
-    if name.startswith(TIMM) or name.partition("@")[0] in torchvision_names():
+    if name.startswith((TIMM, TORCHVISION)) or name.partition("@")[0] in torchvision_names():
         return backbone_network(name, embedding_dim, checkpoint=checkpoint, seed=seed)
     if name == DEFAULT_NETWORK:
         if checkpoint is not None:
@@ -331,39 +352,3 @@ def build_network(
     network = embedding_network(name, checkpoint, embedding_dim)
     network.requires_grad_(False)
     return network.eval().to(memory_format=torch.channels_last)
-
-
-def find_layer(network: nn.Module, name: str) -> nn.Module:
-    """The submodule of a network by its dotted name.
-
-    Raises:
-        LayerError: there is none of this name; the closest ones are listed.
-    """
-    modules = dict(network.named_modules())
-    if name and name in modules:
-        return modules[name]
-    parent = name.rpartition(".")[0]
-    near = [n for n in modules if n and n.rpartition(".")[0] == parent][:8]
-    raise LayerError(
-        f"the network has no layer {name!r}; "
-        + (f"beside it there are: {', '.join(near)}" if near else f"try {list(modules)[1:6]}")
-    )
-
-
-def named_layer(network: nn.Module, chosen: nn.Module, name: str) -> nn.Module:
-    """The layer of a method: the run's, the one a network recommends, or one by dotted name.
-
-    Args:
-        network (nn.Module): one without a ``recommended_layer`` recommends the run's.
-        chosen (nn.Module): the run's.
-        name (str): ``"chosen"``, ``"recommended"``, or a dotted name.
-
-    Raises:
-        LayerError: see `find_layer`.
-    """
-    if name == "chosen":
-        return chosen
-    if name == "recommended":
-        recommended = getattr(network, "recommended_layer", chosen)
-        return recommended if isinstance(recommended, nn.Module) else chosen
-    return find_layer(network, name)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks.datasets.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from benchmarks.networks.torchvision_networks import RANDOM, Backbone, count_channels, not_in_place
 from captum_embed.errors import InputError, MissingExtraError
+from captum_embed.families import place_of
 
 
 class TimmFeatures(nn.Module):
@@ -39,6 +40,19 @@ class TimmFeatures(nn.Module):
             images = images * self.scale + self.shift
         activations: Tensor = self.model.forward_features(images)
         return activations
+
+
+def has_channels_first(name: str) -> bool:
+    """Whether a timm model is convolutional, as far as its family is known; see `place_of`."""
+    try:
+        import timm
+
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False, num_classes=0)
+        return place_of(model).layout == "channels_first"
+    # What is wrong with the name, `timm_backbone` says.
+    except Exception:
+        return True
 
 
 def timm_backbone(name: str, weights: str = "DEFAULT", seed: int = 0) -> Backbone:

@@ -28,13 +28,15 @@ from benchmarks.methods import (
 )
 from benchmarks.methods.match import Match
 from benchmarks.methods.method import DEFAULT_BUDGET
-from benchmarks.networks.build import DEFAULT_NETWORK, build_network, find_layer, named_layer
+from benchmarks.networks.build import DEFAULT_NETWORK, build_network
 from benchmarks.networks.checkpoints import read_safetensors
+from benchmarks.networks.layers import find_layer, named_layer
 from benchmarks.protocols.protocol import EvaluationProtocol, Frame, Item, Measures, Question
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.runs.preparation import ProtocolCache, QueryReferences
 from benchmarks.runs.shared_forward import Recording, record, replayed
 from captum_embed import TripletForward, WeightBank
+from captum_embed.layouts import Layout
 
 # Width of the head that networks trained for a protocol get where the run's has none.
 NEW_HEAD = 64
@@ -48,6 +50,7 @@ class EvaluationPlan:
         network (str): see `benchmarks.networks.build.build_network`.
         checkpoint (Path, optional): of the network.
         layer (str): dotted name of the layer explained.
+        layout (str): of its output.
         methods (tuple of str): registry names.
         protocols (tuple of str): names in `PROTOCOLS`.
         margin (float): of the triplet loss.
@@ -70,6 +73,7 @@ class EvaluationPlan:
     seed: int
     device: str
     cache: Path
+    layout: Layout = "channels_first"
     embedding_dim: int | None = None
     budget: int = DEFAULT_BUDGET
     slow_keys: frozenset[str] | None = None
@@ -325,7 +329,7 @@ class Evaluator:
 def bench_of(plan: EvaluationPlan, protocol: EvaluationProtocol, network: nn.Module) -> Bench:
     """A protocol's bench for one network."""
     forward = TripletForward(network, margin=plan.margin).eval()
-    return Bench(plan, protocol, forward, find_layer(network, plan.layer))
+    return Bench(plan, protocol, forward, find_layer(network, plan.layer, plan.layout))
 
 
 def comparing(plan: EvaluationPlan, protocol: EvaluationProtocol) -> Bench:

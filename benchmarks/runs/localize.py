@@ -16,7 +16,8 @@ from benchmarks.core.seeding import sample
 from benchmarks.core.settings import as_command, as_json
 from benchmarks.datasets.choice import DataChoice, choose_data, survey
 from benchmarks.methods import select
-from benchmarks.networks.build import build_network, find_layer
+from benchmarks.networks.build import build_network
+from benchmarks.networks.layers import find_layer
 from benchmarks.protocols.protocol import Source
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.report.charts import charts_of, save_charts
@@ -62,7 +63,7 @@ def localize(settings: LocalizeSettings) -> Path:
     device = chosen_device(settings.device)
     network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
     network = network.to(device)
-    layer = find_layer(network, settings.layer)
+    layer = find_layer(network, settings.layer, settings.layout)
     forward = TripletForward(network, margin=settings.margin).eval()
     require_writable_folder(settings.output, "--output")
     data = chosen_data(settings)
@@ -99,6 +100,7 @@ def plan_of(settings: ExplainSettings, device: torch.device, cache: Path) -> Eva
         network=settings.network,
         checkpoint=settings.checkpoint,
         layer=settings.layer,
+        layout=settings.layout,
         methods=tuple(method.name for method in select(settings.methods)),
         protocols=(),
         margin=settings.margin,

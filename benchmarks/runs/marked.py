@@ -23,7 +23,8 @@ from benchmarks.core.seeding import seed_of
 from benchmarks.datasets.choice import DataChoice
 from benchmarks.datasets.records import ImageRecord
 from benchmarks.methods import select
-from benchmarks.networks.build import EmbeddingNetwork, find_layer
+from benchmarks.networks.build import EmbeddingNetwork
+from benchmarks.networks.layers import find_layer
 from benchmarks.protocols.mark import MarkProtocol, followed, marks_of
 from benchmarks.protocols.protocol import Source
 from benchmarks.protocols.registry import PROTOCOLS
@@ -121,7 +122,7 @@ def prepare_networks(
             ProtocolCache(of_network.cache / protocol.shows),
             select(plan.methods),
             TripletForward(network, margin=BANK_MARGIN).eval(),
-            find_layer(network, plan.layer),
+            find_layer(network, plan.layer, plan.layout),
             MarkedImages(records, protocol, name, settings.seed),
             settings,
         )

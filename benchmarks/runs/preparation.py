@@ -22,8 +22,8 @@ from tqdm import tqdm
 from benchmarks.core.files import write_atomically
 from benchmarks.datasets.records import ImageRecord, load_rgb
 from benchmarks.methods import BankSpec, Method, distinct_banks
-from benchmarks.networks.build import named_layer
 from benchmarks.networks.checkpoints import read_safetensors
+from benchmarks.networks.layers import named_layer
 from benchmarks.protocols.registry import EvaluationProtocol
 from benchmarks.runs.settings import ExplainSettings
 from captum_embed import TripletForward, build_weight_bank

@@ -37,7 +37,8 @@ from benchmarks.datasets.records import ImageRecord, ImageSet, load_rgb
 from benchmarks.methods import select
 from benchmarks.metrics.bootstrap import bootstrap_interval
 from benchmarks.metrics.complexity import complexity_rise
-from benchmarks.networks.build import build_network, find_layer
+from benchmarks.networks.build import build_network
+from benchmarks.networks.layers import find_layer
 from benchmarks.networks.randomisation import cascade, randomised, rank_correlation, similarity
 from benchmarks.protocols.protocol import Question
 from benchmarks.protocols.registry import PROTOCOLS
@@ -86,7 +87,7 @@ def sanity(settings: SanitySettings) -> Path:
     device = chosen_device(settings.device)
     network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
     network = network.to(device).eval()
-    find_layer(network, settings.layer)
+    find_layer(network, settings.layer, settings.layout)
     stages = cascade(network)
     require_writable_folder(settings.output, "--output")
     data = _choose(settings)
@@ -157,7 +158,7 @@ def _bench(
     """One network with its own tuples and banks."""
     plan = replace(plan, cache=plan.cache / stage.replace(" ", "_"))
     forward = TripletForward(network, margin=plan.margin).eval()
-    layer = find_layer(network, plan.layer)
+    layer = find_layer(network, plan.layer, plan.layout)
     prepare(settings, plan, forward, layer, data)
     return Bench(plan, PROTOCOLS[PROTOCOL], forward, layer)
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from benchmarks.core.settings import CommonSettings, DeviceSettings, names, positive_int, setting
 from benchmarks.datasets.choice import DataSettings
 from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks.build import DEFAULT_NETWORK, EMBEDDING_DIM, NETWORK_HELP
+from benchmarks.networks.layers import DEFAULT_LAYER, LAYER_HELP, LAYOUT_HELP
 from benchmarks.protocols.registry import DEFAULT_PROTOCOLS, PROTOCOLS
+from captum_embed.layouts import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class NetworkSettings:
         default=None,
         parse=positive_int,
     )
-    layer: str = setting("dotted name of the layer explained", default="features")
+    layer: str = setting(LAYER_HELP, default=DEFAULT_LAYER)
+    layout: Layout = setting(LAYOUT_HELP, default="channels_first", choices=get_args(Layout))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ from benchmarks.networks.build import (
     packaged_state,
 )
 from benchmarks.networks.checkpoints import CheckpointError, read_safetensors
+from benchmarks.networks.transformer_networks import TransformerNetwork
 from benchmarks.training.retrieval import embed, readable_batch, recall_at_1
 from benchmarks.training.triplets import MINING, ClassBalancedBatches, batch_triplet_loss
 from captum_embed.command_line.networks import chosen_device
@@ -104,14 +105,17 @@ class AugmentedImages(Dataset[tuple[Tensor | None, int]]):
 class Trainer:
     """A network, its optimizer and the step they are at, saved without pickle."""
 
-    def __init__(self, network: EmbeddingNetwork, settings: TrainSettings) -> None:
+    def __init__(
+        self, network: EmbeddingNetwork | TransformerNetwork, settings: TrainSettings
+    ) -> None:
         self.settings = settings
         self.device = chosen_device(settings.device)
         self.network = network.requires_grad_(True).to(self.device)
         self.step = 0
         self.losses: list[float] = []
+        trunk = [p for name, p in network.named_parameters() if not name.startswith("head.")]
         groups: list[dict[str, Any]] = [
-            {"params": list(network.features.parameters()), "lr": settings.learning_rate},
+            {"params": trunk, "lr": settings.learning_rate},
             {"params": list(network.head.parameters()), "lr": settings.head_learning_rate},
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
@@ -180,7 +184,7 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def starting_network(settings: TrainSettings) -> EmbeddingNetwork:
+def starting_network(settings: TrainSettings) -> EmbeddingNetwork | TransformerNetwork:
     """The network to train, from a checkpoint or from ImageNet weights and a new head.
 
     Raises:
@@ -193,7 +197,7 @@ def starting_network(settings: TrainSettings) -> EmbeddingNetwork:
         None if brings_head else settings.embedding_dim,
         seed=settings.seed,
     )
-    if not isinstance(network, EmbeddingNetwork):
+    if not isinstance(network, (EmbeddingNetwork, TransformerNetwork)):
         raise InputError(
             f"--network {settings.network} gave a {type(network).__name__}; training needs a "
             "benchmarks.networks.build.EmbeddingNetwork, with features and a head"

@@ -45,6 +45,7 @@ def load_network(
     weights: str | None = None,
     checkpoint: str | Path | None = None,
     device: str = "auto",
+    unit_length: bool = True,
 ) -> LoadedNetwork:
     """A network by name.
 
@@ -59,6 +60,7 @@ def load_network(
             same each time. None: the pretrained ones, without a checkpoint. Not for factories.
         checkpoint: A safetensors file of the network's ``state_dict()``.
         device: ``"auto"``: the GPU where there is one.
+        unit_length: Scale the embeddings of torchvision's and timm's networks to length one.
 
     Returns:
         The network.
@@ -97,7 +99,7 @@ def load_network(
         network, preprocessing, unused = _from_factory(name), Preprocessing(), ()
     if checkpoint is not None:
         _fill(network, Path(checkpoint), name, unused)
-    if library in ("torchvision", "timm"):
+    if unit_length and library in ("torchvision", "timm"):
         # A hook and not a module around it: layers keep the names they have in their library.
         network.register_forward_hook(_scaled_to_length_one)
     network.requires_grad_(False)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from benchmarks.networks.build import (
     CheckpointError,
     build_network,
-    find_layer,
     imagenet_network,
     lite0_network,
     load_checkpoint,
     packaged_state,
 )
+from benchmarks.networks.layers import find_layer
 from benchmarks.networks.lite0 import imagenet_state
 from captum_embed.errors import InputError, LayerError
 
