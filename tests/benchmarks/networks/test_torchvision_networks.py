@@ -232,7 +232,7 @@ def test_a_timm_model_gets_images_normalised_its_own_way(
     fake_timm: list[tuple[str, bool]], images: Tensor, tmp_path: Path
 ) -> None:
     network = backbone_network("timm:net.tag", 4)
-    assert fake_timm == [("net.tag", True)]
+    assert fake_timm[-1] == ("net.tag", True)
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     own_way = ((images * std + mean) - 0.5) / 0.5
