@@ -1,19 +1,38 @@
 """The speed command: every ratio is there, and what it compares is said."""
 
+import importlib.util
 import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
 
 from benchmarks.__main__ import main
+from benchmarks.speed import banks, peers
+from benchmarks.speed.comparison import Scene, as_markdown, compared
+from benchmarks.speed.measure import PARTS
+from captum_embed import EmbeddingLayerGradCam, SimilarityForward
 
 
 def test_the_table_holds_every_ratio_and_its_command(tmp_path, capsys):
-    words = ["speed", "--side", "64", "--turns", "1", "--entries", "2000", "--images", "8"]
+    words = ["speed", "--side", "32", "--turns", "1", "--entries", "500", "--images", "8"]
     assert main([*words, "--output", str(tmp_path), "--device", "cpu", "--no-progress"]) == 0
     results = json.loads((tmp_path / "speed.json").read_text())
     named = {ratio["what"] for ratio in results["ratios"]}
     assert "one map of 50 tuples" in named
-    assert "search of 1024 queries in 2,000 entries" in named
-    assert "transfer from 2,000 entries, one image" in named
-    assert all(ratio["ratio"] > 0 and ratio["against"] for ratio in results["ratios"])
+    assert "search of 1024 queries in 500 entries" in named
+    assert "transfer from 500 entries, one image" in named
+    assert {ratio["part"] for ratio in results["ratios"]} == set(PARTS)
+    assert all(
+        (ratio["ratio"] or 0) > 0 if not ratio["missing"] else ratio["ratio"] is None
+        for ratio in results["ratios"]
+    )
+    (flat,) = (r for r in results["ratios"] if r["what"] == "1024 queries in 500 entries, flat")
+    assert flat["facts"]["recall"] == 1
+    assert flat["facts"]["queries per second"] == pytest.approx(1024 / flat["seconds"])
+    assert {"speed.png", "speed.svg", "speed.md"} <= {path.name for path in tmp_path.iterdir()}
     printed = capsys.readouterr().out
     assert results["command"] in printed
     assert all(what in printed for what in named)
@@ -23,3 +42,80 @@ def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["speed", "--output", str(tmp_path / "file"), "--no-progress"]) != 0
     assert "--output" in capsys.readouterr().err
+
+
+def test_an_unknown_part_is_refused_with_those_there_are(tmp_path, capsys):
+    assert main(["speed", "--parts", "sums", "--output", str(tmp_path)]) != 0
+    assert "unknown part sums; known: transfer" in capsys.readouterr().err
+
+
+@pytest.fixture
+def scene() -> Scene:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 512, 3)
+    pool, flat = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    encoder = torch.nn.Sequential(layer, torch.nn.ReLU(), pool, flat).requires_grad_(False).eval()
+    return Scene(
+        encoder=encoder,
+        layer=layer,
+        images=torch.rand(2, 3, 16, 16),
+        entries=1000,
+        num_images=2,
+        device=torch.device("cpu"),
+    )
+
+
+def test_what_is_not_installed_has_a_row_that_says_how(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(banks, "NO_FAISS", "pip install captum-embed[faiss]")
+    rows = [
+        compared("part", pair, 1, scene.device)
+        for make in (peers.peers, banks.index)
+        for pair in make(scene)
+    ]
+    assert len(rows) == 5
+    assert all(row.ratio is None and row.seconds is None for row in rows)
+    table = as_markdown(rows, {}, "command")
+    assert table.count("pip install captum-embed[peers]") == 4
+    assert table.count("pip install captum-embed[faiss]") == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "run"),
+    [
+        ("captum", peers._captum),
+        ("torchcam", peers._torchcam),
+        ("pytorch_grad_cam", peers._pytorch_grad_cam),
+    ],
+)
+def test_peers_are_asked_the_same_question(
+    scene: Scene, package: str, run: Callable[..., Any]
+) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    image, reference = scene.images[:1], torch.randn(512)
+    encoder, layer = peers._network(scene)
+    forward = SimilarityForward(encoder, references=reference[None])
+    ours = EmbeddingLayerGradCam(forward, layer).attribute(image, relu_attributions=True)[0, 0]
+    theirs = run(*peers._network(scene), image, reference)()
+    while not hasattr(theirs, "shape"):
+        theirs = theirs[0]
+    shown = torch.as_tensor(theirs).detach()
+    shown = shown.reshape(1, 1, *shown.shape[-2:]).clamp(min=0)
+    if shown.shape[-2:] != ours.shape:
+        # It resizes its maps to the image.
+        ours = F.interpolate(ours[None, None], shown.shape[-2:], mode="bilinear")[0, 0]
+    both = torch.stack([shown.flatten(), ours.flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.99
+
+
+def test_recall_is_that_of_the_neighbours(scene: Scene) -> None:
+    rows = banks.clustered(1000, 16)
+    assert rows.norm(dim=1).allclose(torch.ones(1000))
+    nearest = torch.cdist(rows[:20], rows).topk(10, largest=False).indices
+    assert banks.recall(nearest.flip(1), nearest) == 1
+    assert banks.recall(nearest[:, :5].repeat(1, 2), nearest) == 1
+    missed = torch.cat([nearest[:, :7], torch.full((20, 3), -1)], 1)
+    assert banks.recall(missed, nearest) == pytest.approx(0.7)

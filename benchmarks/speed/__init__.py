@@ -1,0 +1,1 @@
+"""Running times of the library, as ratios measured side by side."""

@@ -1,0 +1,157 @@
+"""Banks: search against torch and FAISS, growth with size, indexes of FAISS, bytes on disk."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed.comparison import WIDTH, Comparison, Scene
+from benchmarks.speed.library import random_bank
+from captum_embed import WeightBank
+from captum_embed.weight_bank import IndexedBank
+
+NO_FAISS = "" if find_spec("faiss") else "pip install captum-embed[faiss]"
+K = 10
+# Of the embeddings that indexes are built over: as many as a small network has.
+INDEX_WIDTH = 128
+# Embeddings of a class, which lie around a common centre.
+CLASS_SIZE = 100
+INDEX_SETTINGS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("flat", {}),
+    ("ivf", {}),
+    ("ivf", {"nprobe": 8}),
+    ("hnsw", {}),
+    ("hnsw", {"ef_search": 256}),
+)
+
+
+def search(scene: Scene) -> Iterator[Comparison]:
+    """Exact search against one product, and against what else answers the question."""
+    bank = random_bank(scene.entries).to(scene.device)
+    rows = bank.embeddings
+    for count in (1, 64, 1024):
+        queries = torch.randn(count, WIDTH, device=scene.device)
+        what = f"search of {count} queries in {scene.entries:,} entries"
+        ours = partial(bank.search, queries, K)
+        yield Comparison(
+            what,
+            "one single-precision matrix product",
+            ours,
+            partial(torch.matmul, queries, rows.T),
+        )
+        if count < 1024:
+            # Of 1,024, the table of all distances takes gigabytes.
+            yield Comparison(what, "torch.cdist and topk", ours, partial(_by_torch, queries, rows))
+        against = "FAISS IndexFlatL2"
+        if NO_FAISS:
+            yield Comparison(what, against, missing=NO_FAISS)
+        else:
+            yield Comparison(
+                what, against, ours, partial(_flat(rows).search, queries.cpu().numpy(), K)
+            )
+
+
+def _by_torch(queries: Tensor, rows: Tensor) -> Any:
+    return torch.cdist(queries, rows).topk(K, largest=False)
+
+
+def _flat(rows: Tensor) -> Any:
+    import faiss
+
+    index: Any = faiss.IndexFlatL2(rows.shape[1])
+    index.add(rows.cpu().numpy())
+    return index
+
+
+def growth(scene: Scene) -> Iterator[Comparison]:
+    """The same search in ten times as many entries."""
+    queries = torch.randn(64, WIDTH, device=scene.device)
+    sizes = [max(K, scene.entries // step) for step in (100, 10, 1)]
+    for smaller, larger in pairwise(sizes):
+        few, many = (random_bank(size, channels=8).to(scene.device) for size in (smaller, larger))
+        yield Comparison(
+            f"search of 64 queries in {larger:,} entries",
+            f"in {smaller:,}",
+            partial(many.search, queries, K),
+            partial(few.search, queries, K),
+            queries=64,
+        )
+
+
+def index(scene: Scene) -> Iterator[Comparison]:
+    """Indexes of FAISS against exact search of the same bank: speed, and what they miss."""
+    if NO_FAISS:
+        yield Comparison("search through an index", "exact search", missing=NO_FAISS)
+        return
+    embeddings = clustered(scene.entries + 1024, INDEX_WIDTH)
+    queries = embeddings[scene.entries :].to(scene.device)
+    bank = WeightBank(embeddings[: scene.entries], torch.zeros(scene.entries, 1)).to(scene.device)
+    expected = bank.search(queries, K)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, settings in INDEX_SETTINGS:
+            started = time.perf_counter()
+            indexed = IndexedBank(bank, kind, Path(folder, "bank"), progress=False, **settings)
+            opened = time.perf_counter() - started
+            told = "".join(f", {name} {value}" for name, value in settings.items())
+            facts = {
+                "recall": recall(indexed.search(queries, K)[1], expected),
+                "seconds to open" if settings else "seconds to build": opened,
+                "bytes per entry on disk": Path(folder, f"bank.{kind}.safetensors").stat().st_size
+                / scene.entries,
+            }
+            for count in (1, 1024):
+                yield Comparison(
+                    f"{count} queries in {scene.entries:,} entries, {kind}{told}",
+                    "exact search",
+                    partial(indexed.search, queries[:count], K),
+                    partial(bank.search, queries[:count], K),
+                    queries=count,
+                    facts=facts if count > 1 else {},
+                )
+
+
+def clustered(count: int, dim: int) -> Tensor:
+    """Unit vectors (count, dim) around centres, one for a hundred of them, in any order."""
+    centres = torch.randn(-(-count // CLASS_SIZE), dim)
+    rows = centres[torch.randint(len(centres), (count,))]
+    return torch.nn.functional.normalize(rows.add_(torch.randn(count, dim), alpha=0.7))
+
+
+def recall(indices: Tensor, expected: Tensor) -> float:
+    """The share of the nearest (Q, k) that is among those given.
+
+    Example:
+        >>> recall(torch.tensor([[1, 2], [5, 4]]), torch.tensor([[1, 3], [4, 5]]))
+        0.75
+    """
+    hits = (indices[:, :, None] == expected[:, None]).any(2)
+    return float(hits.double().mean())
+
+
+def size(scene: Scene) -> Iterator[Comparison]:
+    """Bytes of a saved entry, by precision; nothing is timed."""
+    entries = min(10_000, scene.entries)
+    bank = random_bank(entries)
+    bank = WeightBank(bank.embeddings, bank.weights, torch.arange(entries))
+    kinds = {"float32": bank, "bfloat16": bank.to(torch.bfloat16)}
+    whole = 0.0
+    for named, saved in kinds.items():
+        with tempfile.TemporaryDirectory() as folder:
+            saved.save(Path(folder, "bank"))
+            files = Path(folder, "bank").iterdir()
+            per_entry = sum(file.stat().st_size for file in files) / entries
+        whole = whole or per_entry
+        yield Comparison(
+            f"a saved entry of {WIDTH} numbers and {WIDTH} weights, {named}",
+            "float32",
+            facts={"ratio": per_entry / whole, "bytes per entry": per_entry},
+        )

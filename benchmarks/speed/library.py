@@ -1,0 +1,103 @@
+"""The library against what it contains: a forward pass, Captum's maps, one embedding pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from captum.attr import LayerGradCam
+
+from benchmarks.speed.comparison import WIDTH, Comparison, Scene
+from captum_embed import (
+    EmbeddingLayerGradCam,
+    TripletForward,
+    WeightBank,
+    build_weight_bank,
+)
+
+
+def random_bank(entries: int, dim: int = WIDTH, channels: int = WIDTH) -> WeightBank:
+    """A bank of random numbers."""
+    return WeightBank(torch.randn(entries, dim), torch.randn(entries, channels).half().float())
+
+
+def transfer(scene: Scene) -> Iterator[Comparison]:
+    """Against the forward pass, by size of the bank."""
+    forward = TripletForward(scene.encoder)
+
+    def plain(images: torch.Tensor) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.inference_mode():
+                return scene.encoder(images)
+
+        return run
+
+    for entries in sorted({min(1000, scene.entries), scene.entries}):
+        bank = random_bank(entries).to(scene.device)
+        cam = EmbeddingLayerGradCam(forward, scene.layer, weight_bank=bank)
+        for images in (scene.images, scene.images[:1]):
+            count = "one image" if len(images) == 1 else f"{len(images)} images"
+            yield Comparison(
+                f"transfer from {entries:,} entries, {count}",
+                "plain forward pass",
+                partial(cam.attribute, images),
+                plain(images),
+            )
+
+
+def gradients(scene: Scene) -> Iterator[Comparison]:
+    """Maps of a triplet, and of many tuples; `peers` has those of a similarity."""
+    anchor, positive, negative = scene.images[:3].split(1)
+    forward = TripletForward(scene.encoder, margin=1e4)
+    ours = EmbeddingLayerGradCam(forward, scene.layer)
+    captums = LayerGradCam(forward, scene.layer)
+    # Captum's explains the last execution alone, so that three maps take three calls.
+    triplet = (anchor, positive, negative)
+    orders = (triplet, (positive, negative, anchor), (negative, anchor, positive))
+    yield Comparison(
+        "three maps of a triplet",
+        "Captum's LayerGradCam, a call for each",
+        lambda: ours.attribute(triplet),
+        lambda: [captums.attribute(order) for order in orders],
+    )
+    positives, negatives = torch.randn(2, 1, 50, WIDTH, device=scene.device)
+    yield Comparison(
+        "one map of 50 tuples",
+        "50 maps of one tuple",
+        lambda: ours.attribute(anchor, additional_forward_args=(positives, negatives)),
+        lambda: [
+            ours.attribute(anchor, additional_forward_args=(positives[:, [i]], negatives[:, [i]]))
+            for i in range(50)
+        ],
+    )
+
+
+def building(scene: Scene) -> Iterator[Comparison]:
+    """A bank against embedding its images."""
+    repeats = -(-scene.num_images // len(scene.images))
+    images = scene.images.repeat(repeats, 1, 1, 1)[: scene.num_images]
+    dataset = [(image, index % 4) for index, image in enumerate(images)]
+    forward = TripletForward(scene.encoder)
+
+    def embed() -> None:
+        with torch.inference_mode():
+            for batch in images.split(16):
+                scene.encoder(batch)
+
+    for budget, named in ((2**30, "activations kept"), (0, "activations not kept")):
+        yield Comparison(
+            f"building a bank of {len(images)} images, {named}",
+            "embedding the images once",
+            partial(
+                build_weight_bank,
+                forward,
+                scene.layer,
+                dataset,
+                batch_size=16,
+                activation_budget=budget,
+                progress=False,
+            ),
+            embed,
+        )
