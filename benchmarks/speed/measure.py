@@ -83,7 +83,11 @@ def draw(folder: Path, ratios: Sequence[Ratio]) -> list[Path]:
         if r.ratio
     ]
     base = alt.Chart(alt.Data(values=rows))
-    x = alt.X("ratio:Q", scale=alt.Scale(type="log"), title="the first by the second: times, and bytes of size")
+    x = alt.X(
+        "ratio:Q",
+        scale=alt.Scale(type="log"),
+        title="the first by the second: times, and bytes of size",
+    )
     y = alt.Y("row:N", sort=alt.SortField("order"), title=None, axis=alt.Axis(labelLimit=600))
     points = base.mark_point(filled=True, size=60).encode(
         x=x, y=y, color=alt.Color("part:N", title=None, sort=list(PARTS))
