@@ -99,7 +99,9 @@ def background_contrast(power: float = 1.0) -> MapFunction:
     return contrast
 
 
-def background_distance(power: float = 1.0, nearest: float = 0.3) -> MapFunction:
+def background_distance(
+    power: float = 1.0, nearest: float = 0.3, *, signed: bool = False
+) -> MapFunction:
     r"""How far each place is from the border's places that are most like it.
 
     Channels are scaled by :math:`\sqrt{|w_c|}`; :math:`d` is the mean Euclidean distance to the
@@ -112,9 +114,12 @@ def background_distance(power: float = 1.0, nearest: float = 0.3) -> MapFunction
         power: :math:`p`. It orders no two places anew; it sets at which share of the maximum
             the object ends.
         nearest: Share of the border's places that count, in (0, 1]; at least one does.
+        signed: Whether the map has the sign of :math:`\sum_c w_c (A_c - b_c)`, where :math:`b_c`
+            is the mean along the border (:func:`border_mean`): above zero where a place differs
+            from the background in the way that raises the explained value.
 
     Returns:
-        A map function from (N, C) and (N, C, H, W) to (N, 1, H, W), non-negative.
+        A map function from (N, C) and (N, C, H, W) to (N, 1, H, W), non-negative unless signed.
 
     Raises:
         InputError: The power is not above zero, or the share not in (0, 1].
@@ -128,6 +133,10 @@ def background_distance(power: float = 1.0, nearest: float = 0.3) -> MapFunction
         >>> activations[0, 0, 2, 2] = 4.0
         >>> background_distance()(torch.tensor([[1.0]]), activations)[0, 0, 2]
         tensor([0., 0., 4., 0., 0.])
+        >>> activations = torch.zeros(1, 1, 3, 5)
+        >>> activations[0, 0, 1, 1:4] = torch.tensor([2.0, 0.0, -1.0])
+        >>> background_distance(signed=True)(torch.tensor([[1.0]]), activations)[0, 0, 1]
+        tensor([ 0.,  2.,  0., -1.,  0.])
     """
     if not power > 0:
         raise InputError(f"the power of background_distance is {power}; expected above zero")
@@ -144,7 +153,10 @@ def background_distance(power: float = 1.0, nearest: float = 0.3) -> MapFunction
         )
         count = max(1, int(nearest * distances.shape[2]))
         closest = distances.topk(count, dim=2, largest=False).values.mean(2)
-        return closest.unflatten(1, border.shape)[:, None] ** power
+        powered = closest.unflatten(1, border.shape)[:, None] ** power
+        if not signed:
+            return powered
+        return powered * weighted_sum(weights, activations - border_mean(activations)).sign()
 
     return distance
 

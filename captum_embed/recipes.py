@@ -1,7 +1,8 @@
 """Named settings that belong together, from the layer to the map, one for each question.
 
-:data:`LOCALIZE`: where is the object? :data:`EXPLAIN`: what does the match rest on?
-:data:`PAPER`: Chen et al. as we read them. What a recipe answers, and how well, is measured by
+:data:`LOCALIZE`: where is the object? :data:`TRANSFER`: where does what raises a match differ from
+the background? :data:`EXPLAIN`: what does the match rest on? :data:`PAPER`: Chen et al. as we read
+them. What a recipe answers, and how well, is measured by
 ``python -m benchmarks``; the settings were chosen on training species alone.
 """
 
@@ -22,7 +23,7 @@ from captum_embed.layouts import Layout
 from captum_embed.map_functions import MapFunction, agreed_evidence, background_distance
 from captum_embed.weight_bank import WeightBank
 
-__all__ = ["EXPLAIN", "LOCALIZE", "PAPER", "Recipe"]
+__all__ = ["EXPLAIN", "LOCALIZE", "PAPER", "TRANSFER", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,19 @@ LOCALIZE = Recipe(
     map_func=background_distance(power=2.6, nearest=0.3),
 )
 """How far each place is from the image's border. Its boxes owe next to nothing to the weights."""
+
+TRANSFER = Recipe(
+    name="transfer",
+    question="Where does the image raise matches?",
+    layer="last_block",
+    num_neighbors=300,
+    map_func=background_distance(power=2.6, nearest=0.3, signed=True),
+)
+"""The distance of LOCALIZE, with the sign of the evidence that a bank's weights give.
+
+Meant for a bank: the mean over many entries names the object, the weights of a single image its
+class. Without weights that fit, the map falls apart.
+"""
 
 EXPLAIN = Recipe(
     name="explain",

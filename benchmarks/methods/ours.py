@@ -20,7 +20,7 @@ from benchmarks.methods.method import (
 )
 from captum_embed import EmbeddingLayerGradCam, TripletForward
 from captum_embed.encoder_forward import Explains
-from captum_embed.recipes import EXPLAIN, LOCALIZE, PAPER, Recipe
+from captum_embed.recipes import EXPLAIN, LOCALIZE, PAPER, TRANSFER, Recipe
 
 LAYERS = {"last_activation": CHOSEN_LAYER, "last_block": RECOMMENDED_LAYER}
 
@@ -114,6 +114,15 @@ METHODS = (
     transferred(
         "control_permuted", "Control: LOCALIZE, permuted weights", LOCALIZE,
         control=permuted, what="the map of LOCALIZE with its weights on other channels",
+    ),
+    transferred("ours_transfer", "Ours, TRANSFER", TRANSFER),
+    transferred(
+        "control_transfer_uniform", "Control: TRANSFER, uniform weights", TRANSFER,
+        control=torch.ones_like, what="the map of TRANSFER with every weight equal",
+    ),
+    transferred(
+        "control_transfer_permuted", "Control: TRANSFER, permuted weights", TRANSFER,
+        control=permuted, what="the map of TRANSFER with its weights on other channels",
     ),
     against_references(
         "ours_explain", "Ours, EXPLAIN", EXPLAIN, "gradient of the match with the references"

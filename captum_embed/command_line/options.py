@@ -246,9 +246,10 @@ def _add_network(command: Parser) -> None:
     network.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
     layer = command.add_argument_group("the layer and the map")
     layer.add_argument(
-        "--recipe", choices=("explain", "localize", "paper"),
+        "--recipe", choices=("explain", "localize", "transfer", "paper"),
         help="explain: what the match rests on (default, or the bank's); localize: where the "
-        "object is; paper: as Chen et al. (WACV 2020)",
+        "object is; transfer: where a bank sees what raises matches; paper: as Chen et al. "
+        "(WACV 2020)",
     )  # fmt: skip
     layer.add_argument(
         "--layer", metavar="NAME", help="dotted name (default: the bank's, or the recipe's)"

@@ -27,7 +27,9 @@ from captum_embed.errors import BankMismatchError, InputError
 from captum_embed.recipes import Recipe
 from captum_embed.weight_bank import WeightBank
 
-RECIPES = {each.name: each for each in (recipes.EXPLAIN, recipes.LOCALIZE, recipes.PAPER)}
+RECIPES = {
+    each.name: each for each in (recipes.EXPLAIN, recipes.LOCALIZE, recipes.TRANSFER, recipes.PAPER)
+}
 # What this command line writes into the metadata of a bank, beside what the library does.
 CLASS_NAMES, PREPROCESSING, RECIPE = "class_names", "preprocessing", "recipe"
 

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -102,6 +102,24 @@ def test_background_distance_is_the_formula_written_as_loops(n, channels, rows, 
             assert float(actual[i, 0, r, c]) == pytest.approx(expected, abs=1e-3)
 
 
+def test_signed_distance_is_above_zero_where_the_weights_want_the_difference_from_the_border():
+    w, a = example(2, 3, 4, 5)
+    distance = map_functions.background_distance(power=1.5)(w, a)
+    signed = map_functions.background_distance(power=1.5, signed=True)(w, a)
+    torch.testing.assert_close(signed.abs(), distance)
+    ring = [(r, c) for r in range(4) for c in range(5) if r in (0, 3) or c in (0, 4)]
+    for i, r, c in itertools.product(range(2), range(4), range(5)):
+        evidence = sum(
+            float(w[i, k] * (a[i, k, r, c] - sum(a[i, k, y, x] for y, x in ring) / len(ring)))
+            for k in range(3)
+        )
+        assert float(signed[i, 0, r, c]) * evidence >= 0
+    assert (signed < 0).any()
+    torch.testing.assert_close(
+        map_functions.background_distance(power=1.5, signed=True)(-w, a), -signed
+    )
+
+
 def test_background_distance_is_exact_far_from_zero():
     w, a = example()
     distance = map_functions.background_distance()
@@ -140,6 +158,7 @@ def test_layers_that_are_all_border_are_refused(make, size):
         make()(torch.ones(2, 3), torch.rand(2, 3, *size))
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(1, 3),
     channels=st.integers(1, 4),

@@ -8,7 +8,7 @@ from torch import nn
 
 from captum_embed import EmbeddingLayerGradCam, SimilarityForward, TripletForward, WeightBank
 from captum_embed.errors import BankMismatchError, InputError, LayerError
-from captum_embed.recipes import EXPLAIN, LOCALIZE, PAPER
+from captum_embed.recipes import EXPLAIN, LOCALIZE, PAPER, TRANSFER
 
 
 @pytest.fixture
@@ -54,6 +54,17 @@ def test_a_bank_smaller_than_the_number_of_neighbours_is_averaged_whole(encoder,
     grad_cam = LOCALIZE.grad_cam(TripletForward(encoder), encoder[0], weight_bank=small)
     expected = small.weights.abs().mean(0).expand(4, -1)
     torch.testing.assert_close(grad_cam.grad_weights(QUERIES), expected)
+
+
+def test_transfer_turns_round_with_the_weights_of_its_bank(encoder, bank):
+    turned = WeightBank(bank.embeddings, -bank.weights)
+    maps = [
+        TRANSFER.grad_cam(TripletForward(encoder), encoder[0], weight_bank=one).attribute(QUERIES)
+        for one in (bank, turned)
+    ]
+    assert (maps[0] > 0).any()
+    assert (maps[0] < 0).any()
+    torch.testing.assert_close(maps[0], -maps[1])
 
 
 def test_number_of_neighbours_can_be_overridden(encoder, bank):
