@@ -13,7 +13,7 @@ $(INSTALLED): pyproject.toml
 	touch $(INSTALLED)
 
 benchmark: $(INSTALLED)
-	$(BIN)/python -m benchmarks localize --data embedded --limit 40 --output runs/embedded
+	$(BIN)/python -m benchmarks quickstart --output runs/quickstart
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)

@@ -9,6 +9,7 @@ from importlib import import_module
 
 # A command is imported when it is chosen: --help must not wait for torch.
 COMMANDS = {
+    "quickstart": "train a small network, and ask of every map where the object is, and why",
     "localize": "compare attribution methods by how well they find the object",
     "faithfulness": "compare attribution methods by what the embedding rests on",
     "report": "make the tables, figures and page of a finished run again",

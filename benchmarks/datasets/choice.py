@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from benchmarks.core.settings import ClassNumbers, setting
 from benchmarks.datasets.download import CUB_IMAGES, download_cub
-from benchmarks.datasets.embedded import write_embedded
+from benchmarks.datasets.embedded import distractors_of, write_embedded
 from benchmarks.datasets.load import LAYOUTS, load_dataset
 from benchmarks.datasets.records import (
     DatasetError,
@@ -89,6 +89,7 @@ class DataChoice:
         return {
             "name": self.test.name,
             "root": str(self.test.root),
+            "distractors": distractors_of(self.test.root),
             "train": _facts(self.train, self.train_classes),
             "test": _facts(self.test, self.test_classes),
             "unreadable": list(self.unreadable),

@@ -160,6 +160,16 @@ def _write_all(root: Path, settings: dict[str, Any], progress: bool) -> None:
     _write_lines(root / MARKER, [json.dumps(marker, indent=1)])
 
 
+def distractors_of(root: Path) -> str:
+    """What else an image of this folder shows, in a sentence; nothing for other data sets."""
+    if not (root / MARKER).is_file():
+        return ""
+    return (
+        f"Distractors: patches of {', '.join(TEXTURES[:-1])} and {TEXTURES[-1]}, beside the object "
+        "and on it"
+    )
+
+
 def class_folder(label: int) -> str:
     """The name of a class (from 1) as in CUB: with its number in front.
 

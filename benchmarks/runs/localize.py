@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,21 @@ from captum_embed.errors import InputError
 from captum_embed.weight_bank import encoder_fingerprint
 
 
-def localize(settings: LocalizeSettings) -> Path:
+def table_of_columns(results: Mapping[str, Any], images: ImageTable) -> str:
+    """A row per method, a column per figure."""
+    table = as_text(table_rows(results, compact=True))
+    return f"{table}\n\n±: half of the 95% bootstrap interval over images"
+
+
+def localize(
+    settings: LocalizeSettings,
+    table: Callable[[Mapping[str, Any], ImageTable], str] = table_of_columns,
+) -> Path:
     """Run the benchmark, or go on with an interrupted run in the same folder.
 
     Args:
         settings (LocalizeSettings): see each field's help.
+        table (Callable): the content of results.json and the images to what is printed.
 
     Returns:
         Path: of results.json.
@@ -77,7 +87,7 @@ def localize(settings: LocalizeSettings) -> Path:
         if settings.slow_limit is not None:
             plan = replace(plan, slow_keys=_slow_keys(settings, works))
         evaluate(settings, plan, run, works)
-        return report(settings, plan, run, data, works)
+        return report(settings, plan, run, data, works, table)
 
 
 def chosen_data(settings: ExplainSettings) -> DataChoice:
@@ -256,6 +266,7 @@ def report(
     run: RunFolder,
     data: DataChoice,
     works: Sequence[Work],
+    table: Callable[[Mapping[str, Any], ImageTable], str] = table_of_columns,
 ) -> Path:
     """Write the results and figures, and print the table and where they are."""
     evaluator = Evaluator(plan)
@@ -295,8 +306,7 @@ def report(
         paths += draw_figures(settings, results, evaluator, images, run, data)
     panels = read_panels(run.path) if settings.figures else None
     paths.append(write_page(run.path, results, panels))
-    print(f"\n{as_text(table_rows(results, compact=True))}\n")
-    print("±: half of the 95% bootstrap interval over images")
+    print(f"\n{table(results, images)}")
     print(counts_text(results["counts"], results["data"]))
     print(forward_text(results["forward"]))
     titles = {method["name"]: method["title"] for method in results["methods"]}

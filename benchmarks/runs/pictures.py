@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.datasets.choice import DataChoice
+from benchmarks.datasets.embedded import distractors_of
 from benchmarks.datasets.preprocess import to_image
 from benchmarks.datasets.records import Box, ImageRecord, load_rgb
 from benchmarks.methods import METHODS, Method, heatmap
@@ -76,6 +77,8 @@ def write_qualitative(
         f"{METHODS[method].title}: weights borrowed from the bank; left, its nearest entry\n"
         f"white: ground truth; cyan: box at τ = {PAPER_THRESHOLD}"
     )
+    if distractors := distractors_of(data.test.root):
+        title += f"\n{distractors}"
     return [save_figure(draw_rows(pairs, title), folder / "qualitative.png")]
 
 
