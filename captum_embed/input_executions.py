@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,8 +62,10 @@ def run_inputs(
     Returns:
         Its output, and the execution of each input, by :func:`executions_of_inputs`.
     """
+    # A forward function that states its images need not be watched.
+    follow = len(inputs) > 1 and _stated(forward_func) is None
     output, executions = run_layer(
-        forward_func, layer, inputs, target, additional_forward_args, **settings
+        forward_func, layer, inputs, target, additional_forward_args, follow=follow, **settings
     )
     return output, executions_of_inputs(
         executions, forward_func, layer, inputs, additional_forward_args, execution=execution
@@ -128,8 +132,8 @@ def executions_of_inputs(
 
     A forward function may state which of its arguments are images and share one run of the
     encoder, through ``image_inputs`` (the ones of this package do). Of any other, a single
-    input has what the layer put out, whatever its batch; k inputs are encoded one after the other,
-    or concatenated, in their order.
+    input has what the layer put out, whatever its batch; k inputs are encoded each by itself, or
+    concatenated. In which order tells the graph, or else it is theirs.
 
     Args:
         executions: All executions of one forward pass, from :func:`run_layer`.
@@ -166,7 +170,7 @@ def executions_of_inputs(
     name = layer_name(forward_func, layer)
     named = f"'{name}'" if name else f"({type(layer).__name__})"
     stated = _stated_runs(forward_func, (*inputs, *(additional_forward_args or ())))
-    runs = stated or _counted_runs(executions, inputs, named)
+    runs, executions = (stated, executions) if stated else _found_runs(executions, inputs, named)
     per_run, rest = divmod(len(executions), len(runs))
     if rest or not per_run:
         raise LayerError(
@@ -206,9 +210,13 @@ def executions_of_inputs(
 _Runs = list[list[tuple[int, int]]]
 
 
-def _stated_runs(forward_func: Any, arguments: tuple[Any, ...]) -> _Runs | None:
+def _stated(forward_func: Any) -> Any:
     inner = getattr(forward_func, "module", None)
-    state = getattr(forward_func, "image_inputs", getattr(inner, "image_inputs", None))
+    return getattr(forward_func, "image_inputs", getattr(inner, "image_inputs", None))
+
+
+def _stated_runs(forward_func: Any, arguments: tuple[Any, ...]) -> _Runs | None:
+    state = _stated(forward_func)
     if state is None:
         return None
     images = [(place, arguments[place]) for place in state(*arguments)]
@@ -218,28 +226,48 @@ def _stated_runs(forward_func: Any, arguments: tuple[Any, ...]) -> _Runs | None:
     return [[run] for run in runs]
 
 
-def _counted_runs(
+def _found_runs(
     executions: Sequence[LayerExecution], inputs: tuple[Tensor, ...], named: str
-) -> _Runs:
-    sizes = [(place, len(one)) for place, one in enumerate(inputs)]
+) -> tuple[_Runs, list[LayerExecution]]:
+    """The runs that the executions show, and the executions in the order of these runs."""
+    sizes = list(map(len, inputs))
     if len(inputs) == 1:
-        return [sizes]
+        return [[(0, sizes[0])]], list(executions)
     rows = [sum(len(shard[0]) for shard in each.shards) for each in executions]
-    joined = all(count == sum(size for _, size in sizes) for count in rows)
-    per_input, rest = divmod(len(executions), len(inputs))
-    apart = not rest and all(
-        count % sizes[number // per_input][1] == 0 for number, count in enumerate(rows)
-    )
-    if joined and not apart:
-        return [sizes]
-    if apart and not joined:
-        return [[size] for size in sizes]
+    orders = {each.sources for each in executions} - {()} or {tuple(range(len(inputs)))}
+    order = orders.pop() if len(orders) == 1 else None
+    if order and sorted(order) == list(range(len(inputs))) and set(rows) == {sum(sizes)}:
+        return [[(place, sizes[place]) for place in order]], list(executions)
+    places = _places(executions, rows, sizes)
+    if places is not None:
+        by_input = sorted(zip(places, executions, strict=True), key=itemgetter(0))
+        return [[pair] for pair in enumerate(sizes)], [each for _, each in by_input]
     raise LayerError(
         f"the layer {named} ran {len(executions)} times, on {rows} rows, for {len(inputs)} inputs "
-        f"of {[size for _, size in sizes]} examples: which rows belong to which input is unknown; "
-        "encode the inputs one after the other or concatenated, in their order, and give what is "
-        "not to be explained in additional_forward_args"
+        f"of {sizes} examples: which rows belong to which input is unknown; encode each input by "
+        "itself, or all of them joined by torch.cat along dimension 0, and give what is not to be "
+        "explained in additional_forward_args"
     )
+
+
+def _places(
+    executions: Sequence[LayerExecution], rows: list[int], sizes: list[int]
+) -> list[int] | None:
+    """The input of each execution, where each has one and all have as many; or None."""
+    per_input, rest = divmod(len(executions), len(sizes))
+    if rest:
+        return None
+    sources = [each.sources for each in executions]
+    if any(one is None or len(one) > 1 for one in sources):
+        return None
+    counted = [number // per_input for number in range(len(executions))]
+    if not any(sources):
+        # By their numbers alone, frames of one input look like several inputs.
+        return counted if rows == [sizes[place] for place in counted] else None
+    # What ran without a graph belongs to the inputs that are left, in their order.
+    left = iter(sorted((Counter(counted) - Counter(one[0] for one in sources if one)).elements()))
+    places = [one[0] if one else next(left, 0) for one in sources]
+    return places if sorted(places) == counted else None
 
 
 def _split(

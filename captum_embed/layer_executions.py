@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from captum._utils.common import _run_forward, _sort_key_list
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
+from captum_embed.input_sources import InputTags, Sources
 
 # One tensor, or a tuple with one for each input. (Of a layer that returns several tensors, each is
 # a tuple in turn; the type leaves that out.)
@@ -37,10 +38,12 @@ class LayerExecution:
             One shard holding one tensor is the usual case; more shards come from
             ``torch.nn.DataParallel``, more tensors from a layer that returns a tuple.
         rows: For each shard, which rows belong to this execution; None: all.
+        sources: The inputs that it was computed from, in the order of its rows.
     """
 
     shards: tuple[tuple[Tensor, ...], ...]
     rows: tuple[slice, ...] | None = None
+    sources: Sources = ()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -71,6 +74,7 @@ def run_layer(
     device_ids: Sequence[int] | None = None,
     attribute_to_layer_input: bool = False,
     cut: bool = True,
+    follow: bool = False,
 ) -> tuple[Any, list[LayerExecution]]:
     """Runs ``forward_func`` once and records every execution of ``layer`` in it.
 
@@ -89,6 +93,8 @@ def run_layer(
         device_ids: Device order of a ``DataParallel`` model inside ``forward_func``.
         attribute_to_layer_input: Record what goes into the layer instead of its output.
         cut: Detach the first execution from the graph below.
+        follow: Find out which inputs each execution was computed from, where gradients are
+            enabled; ``forward_func`` is given copies of the inputs.
 
     Returns:
         The output of ``forward_func`` after selecting ``target``, and the executions in order.
@@ -105,13 +111,18 @@ def run_layer(
         >>> executions[0].tensors[0].shape
         torch.Size([2, 4, 6, 6])
     """
-    recorder = _Recorder(cut)
+    tags = InputTags(inputs) if follow and torch.is_grad_enabled() else None
+    recorder = _Recorder(cut, tags)
     with recorder.watching(layer, attribute_to_layer_input):
-        output = run_forward(forward_func, inputs, target, additional_forward_args)
+        given = inputs if tags is None else tags.inputs
+        output = run_forward(forward_func, given, target, additional_forward_args)
     executions = recorder.of_this_call()
     if not executions:
         raise LayerError(_never_ran(forward_func, layer))
-    return output, _by_device(executions, forward_func, device_ids)
+    found = _by_device(executions, forward_func, device_ids)
+    if tags is not None:
+        found = [replace(each, sources=tags.sources(sum(each.shards, ()))) for each in found]
+    return output, found
 
 
 def packed(
@@ -228,7 +239,8 @@ class _Recorder:
     started: ``DataParallel`` runs a replica in each.
     """
 
-    def __init__(self, cut: bool) -> None:
+    def __init__(self, cut: bool, tags: InputTags | None) -> None:
+        self._tags = tags
         self._own: list[tuple[Tensor, ...]] = []
         self._of_workers: list[tuple[Tensor, ...]] = []
         self._cut = cut
@@ -273,6 +285,9 @@ class _Recorder:
         # The graph of a thread that may not be ours is left whole.
         detach = self._cut and own and not self._own
         recorded = tuple(_recorded(items[i], detach) for i in places)
+        if self._tags is not None:
+            for i, tensor in zip(places, recorded, strict=True):
+                self._tags.remember(tensor, self._tags.sources([items[i]]))
         if own:
             self._own.append(recorded)
         else:

@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -267,21 +268,21 @@ def _fill(
     network.load_state_dict(given)
 
 
-def _imported_factory(name: str) -> Callable[[str | Path | None], nn.Module]:
+def _imported_factory(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    # Importing runs the user's module, which may raise anything.
-    except Exception as error:
+    # Importing runs the user's module, which may raise anything, and may end the program.
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"--network {name}: cannot import {attribute!r} ({type(error).__name__}: {error})"
         ) from error
     if not callable(factory):
         raise InputError(f"--network {name}: {attribute!r} is not callable")
-    return lambda checkpoint: factory() if checkpoint is None else factory(str(checkpoint))
+    return factory
 
 
 def is_factory(name: str) -> bool:
@@ -318,7 +319,14 @@ def embedding_network(
             f"--embedding-dim {embedding_dim} does not apply to --network {name}, whose factory "
             "decides"
         )
-    network = _imported_factory(name)(checkpoint)
+    factory = _imported_factory(name)
+    try:
+        network = factory() if checkpoint is None else factory(str(checkpoint))
+    except SystemExit as error:
+        raise InputError(
+            f"--network {name} ended the program (SystemExit: {error}) where it should return a "
+            "network"
+        ) from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {name!r} gave a {type(network).__name__}, not an nn.Module")
     return network

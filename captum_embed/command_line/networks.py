@@ -298,8 +298,8 @@ def _from_factory(name: str) -> nn.Module:
         sys.path.append(here)
     try:
         network = getattr(importlib.import_module(module_name), attribute)()
-    # This runs the user's code, which may raise anything.
-    except Exception as error:
+    # This runs the user's code, which may raise anything, and may end the program.
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"the network {name} could not be made ({type(error).__name__}: {error}); expected "
             f"{NETWORK_HELP}, where FACTORY takes no argument"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -54,6 +54,7 @@ def test_data_parallel_inside_the_forward_divides_what_was_joined(n, devices):
         torch.testing.assert_close(one.tensors[0], expected)
 
 
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 5), devices=st.integers(1, 3), k=st.integers(1, 3), repeats=st.integers(1, 3)
 )

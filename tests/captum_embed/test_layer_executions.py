@@ -4,6 +4,7 @@ from collections import namedtuple
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import LayerExecution, layer_gradients, layer_name, run_layer
@@ -99,6 +100,25 @@ def test_parts_from_several_devices_are_joined_in_the_order_of_device_ids():
 
     with pytest.raises(InputError, match="device_ids"):
         run_layer(forward, layer, (torch.ones(3, 2),))
+
+
+def test_the_parts_of_emulated_devices():
+    layer = nn.Identity()
+
+    def forward(x):
+        for number in (1, 0, 1, 0):
+            layer(torch.ones(2 + number, 2, device=f"cuda:{number}"))
+        return x
+
+    def uneven(x):
+        layer(torch.ones(2, 2, device="cuda:1"))
+        return forward(x)
+
+    with FakeTensorMode():
+        _, found = run_layer(forward, layer, (torch.ones(1),), device_ids=[0, 1])
+        assert [[len(part[0]) for part in each.shards] for each in found] == [[2, 3], [2, 3]]
+        with pytest.raises(LayerError, match="different number of times on each device"):
+            run_layer(uneven, layer, (torch.ones(1),), device_ids=[0, 1])
 
 
 def test_gradients_are_joined_over_shards():

@@ -238,6 +238,13 @@ class TestBadInput:
         with pytest.raises(InputError, match=r"reference 2 has embeddings of shape \(3, 7\)"):
             TripletForward(encoder)(a, p, torch.randn(3, 7))
 
+    @pytest.mark.parametrize("shape", [(2, 6), (4, 6), (2, 5, 6), (4, 5, 6)])
+    def test_embeddings_of_another_number(self, encoder, shape):
+        a, p, _ = images(3)
+        width = encoder(a).shape[1]
+        with pytest.raises(InputError, match="as many rows"):
+            TripletForward(encoder)(a, p, torch.randn(*shape[:-1], width))
+
     def test_references_of_no_known_kind(self, encoder):
         a, p, _ = images(3)
         with pytest.raises(InputError, match="reference 2 has shape"):

@@ -58,8 +58,9 @@ def test_each_image_may_have_references_of_its_own(encoder):
         both = SimilarityForward(encoder, references)(x)[i]
         torch.testing.assert_close(both, alone[0])
     assert found.shape == (3,)
-    with pytest.raises(InputError, match="one set for all images or one for each"):
-        SimilarityForward(encoder, references)(x[:2])
+    for fewer in (references, references[:2]):
+        with pytest.raises(InputError, match="one set for all images or one for each"):
+            SimilarityForward(encoder, fewer)(x if fewer is not references else x[:2])
 
 
 @pytest.mark.parametrize("distance", ["squared_euclidean", "euclidean"])

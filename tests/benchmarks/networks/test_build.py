@@ -160,13 +160,18 @@ def test_a_user_s_factory_is_imported(tmp_path: Path, monkeypatch: pytest.Monkey
         "    net.path = path\n"
         "    return net\n"
         "def wrong(): return 3\n"
+        "def leaves(): raise SystemExit\n"
     )
+    (tmp_path / "my_script.py").write_text("import sys\nsys.exit()\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert build_network("my_networks:flat").path == "none"
     assert build_network("my_networks:flat", "weights.safetensors").path == "weights.safetensors"
     with pytest.raises(InputError, match="gave a int"):
         build_network("my_networks:wrong")
+    for name, error in (("my_networks:leaves", "SystemExit"), ("my_script:net", "SystemExit")):
+        with pytest.raises(InputError, match=error):
+            build_network(name)
     with pytest.raises(InputError, match="cannot import 'absent'"):
         build_network("my_networks:absent")
 

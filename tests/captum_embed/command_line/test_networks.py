@@ -18,6 +18,7 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
         "def wrong():\n    return 3\n"
         "def broken():\n    return 1 / 0\n"
+        "def leaves():\n    raise SystemExit\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -118,6 +119,7 @@ def test_a_factory_decides_on_its_embeddings(factories: Path) -> None:
         ("timm:resnet10t", {"weights": "V1"}, "in the model's name"),
         ("cli_networks:absent", {}, "could not be made"),
         ("cli_networks:broken", {}, "ZeroDivisionError"),
+        ("cli_networks:leaves", {}, "could not be made .SystemExit"),
         ("cli_networks:wrong", {}, "not an nn.Module"),
         ("no.such.module:network", {}, "could not be made"),
         ("cli_networks:small", {"weights": "random"}, "decides on its own"),

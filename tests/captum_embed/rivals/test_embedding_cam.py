@@ -164,6 +164,8 @@ def test_refuses_a_proxy_that_does_not_fit(proxy, message):
     cam = EmbeddingCAM(encoder, encoder.features, encoder.head)
     with pytest.raises(InputError, match=message):
         cam.attribute(normal(2, 3, 7, 9), proxy)
+    with pytest.raises(InputError, match="2 rows for 3 images"):
+        cam.attribute(normal(3, 3, 7, 9), normal(2, 4))
 
 
 def test_refuses_a_network_whose_embedding_is_not_linear():

@@ -121,6 +121,7 @@ def test_a_bank_that_fits_passes_without_a_word(
         ({"explains": "loss"}, "match", {}, r"explains the loss.* the match.*explains='loss'"),
         ({"explains": "match"}, "loss", {}, "explains the match"),
         ({"layer": "1"}, "match", {}, "built for layer '1', and the layer given is '0'"),
+        ({"layer": ""}, "match", {}, "built for layer '', and the layer given is '0'"),
         ({"layer": "0"}, None, {"layout": "tokens"}, "layout 'channels_first', .* is 'tokens'"),
         ({"layout": "tokens"}, None, {}, "layout 'tokens', .* is 'channels_first'"),
         (

@@ -687,6 +687,7 @@ def put_shard(path: Path, content: bytes) -> None:
         (lambda t: t.update(more=torch.zeros(1)), "should be"),
         (lambda t: t.update(labels=t["labels"].int()), "should be"),
         (lambda t: t["key_ends"].add_(1), "its keys do not add up"),
+        (lambda t: t["key_ends"][-1:].sub_(1), "its keys do not add up"),
         (lambda t: t["key_ends"].copy_(t["key_ends"].flip(0)), "its keys do not add up"),
         (lambda t: t["keys"].fill_(255), "a key is not text"),
         (lambda t: t["key_ends"].fill_(len(t["keys"])), "key '' is not a name"),

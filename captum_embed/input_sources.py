@@ -1,0 +1,110 @@
+"""From which inputs a tensor was computed, and in which order their rows stand: told by its graph.
+
+Counts of rows cannot tell a layer that ran once for each of two inputs from one that ran twice on
+both of them joined. The graph can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+# The inputs whose rows a batch holds, in their order; (): unknown; None: not one after the other.
+Sources = tuple[int, ...] | None
+
+# Of a joined batch these may change the order.
+_PICKS = ("IndexBackward0", "IndexSelectBackward0")
+
+
+class InputTags:
+    """Copies of inputs that are known again in the graph of what is computed from them.
+
+    Args:
+        inputs: Tensors given to a forward function; they stay as they are.
+
+    Attributes:
+        inputs: The copies, to be given in their place, while gradients are enabled.
+
+    Example::
+
+        >>> import torch
+        >>> tags = InputTags((torch.ones(2, 3), torch.zeros(2, 3)))
+        >>> first, second = tags.inputs
+        >>> tags.sources([second * 2]), tags.sources([torch.cat([second, first])])
+        ((1,), (1, 0))
+        >>> tags.sources([torch.ones(2, 3)]), tags.sources([first + second])
+        ((), None)
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        # Of nodes of the graph, and of leaves, by the tensor; what is held here is not lost.
+        self._known: dict[Any, Sources] = {}
+        self._leaves: dict[int, tuple[Any, Sources]] = {}
+        self.inputs = tuple(self._tagged(place, one) for place, one in enumerate(inputs))
+
+    def _tagged(self, place: int, tensor: Tensor) -> Tensor:
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
+        leaf = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+        # A copy, so that the forward function may change it in place.
+        copy = leaf.clone()
+        self.remember(copy, (place,))
+        return copy
+
+    def remember(self, tensor: Tensor, sources: Sources) -> None:
+        """Sources of a tensor, for those that are computed from it."""
+        if tensor.grad_fn is not None:
+            self._known[tensor.grad_fn] = sources
+        else:
+            self._leaves[id(tensor)] = tensor, sources
+
+    def sources(self, tensors: Sequence[Tensor]) -> Sources:
+        """The inputs that tensors of the same rows were computed from, in the rows' order."""
+        found = {self._of_tensor(tensor) for tensor in tensors} - {()}
+        return found.pop() if len(found) == 1 else None if found else ()
+
+    def _of_tensor(self, tensor: Tensor) -> Sources:
+        if tensor.grad_fn is None:
+            return self._leaves.get(id(tensor), (None, ()))[1]
+        return self._of_node(tensor.grad_fn)
+
+    def _of_node(self, root: Any) -> Sources:
+        done = dict(self._known)
+        waiting = [root]
+        while waiting:
+            node = waiting[-1]
+            parents = [one for one, _ in node.next_functions if one]
+            open_ = [one for one in parents if node not in done and one not in done]
+            if open_:
+                waiting += open_
+                continue
+            waiting.pop()
+            if node not in done:
+                done[node] = self._joined(node, [done[one] for one in parents])
+        return done[root]
+
+    def _joined(self, node: Any, parents: list[Sources]) -> Sources:
+        if not parents:
+            return self._leaves.get(id(getattr(node, "variable", None)), (None, ()))[1]
+        known = {one for one in parents if one != ()}
+        if len(known) == 1:
+            one = known.pop()
+            return None if one and len(one) > 1 and node.name() in _PICKS else one
+        if not known:
+            return ()
+        if None in known or () in parents or not _joins_rows(node):
+            return None
+        return tuple(place for one in parents for place in one or ())
+
+
+def _joins_rows(node: Any) -> bool:
+    """Whether a node of the graph puts batches one after the other."""
+    if node.name() != "CatBackward0":
+        return False
+    dim = node._saved_dim
+    # Torch shows a negative dimension without its sign.
+    if dim >= 2**63:
+        dim += len(node._input_metadata[0].shape) - 2**64
+    return bool(dim == 0)
