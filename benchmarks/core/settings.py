@@ -133,7 +133,7 @@ def as_json(settings: Any, *, only_changing_results: bool = False) -> dict[str, 
 def _plain(value: Any) -> JsonValue:
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, ClassNumbers):
+    if isinstance(value, (ClassNumbers, ClassNames)):
         return str(value)
     if isinstance(value, tuple):
         return [str(item) for item in value]
@@ -228,6 +228,33 @@ class ClassNumbers(tuple[int, ...]):
             else:
                 runs.append([number])
         return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+class ClassNames(tuple[str, ...]):
+    """Names of classes, which a data set turns into its numbers; written ``robin,sparrow``."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return ",".join(self)
+
+
+Classes = ClassNumbers | ClassNames
+
+
+def class_choice(text: str) -> Classes:
+    """Numbers of classes where a text holds nothing else, and names otherwise.
+
+    Raises:
+        InputError: see `ClassNumbers.parse`; or a name given twice.
+
+    Example:
+        >>> class_choice("1-3,7"), class_choice("robin, house sparrow")
+        ((1, 2, 3, 7), ('robin', 'house sparrow'))
+    """
+    if re.fullmatch("[0-9, -]*", text):
+        return ClassNumbers.parse(text)
+    return ClassNames(names(text))
 
 
 def positive_int(text: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.core.settings import ClassNumbers, setting
+from benchmarks.core.settings import Classes, ClassNumbers, class_choice, setting
 from benchmarks.datasets.download import CUB_IMAGES, download_cub
 from benchmarks.datasets.embedded import distractors_of, write_embedded
 from benchmarks.datasets.load import LAYOUTS, load_dataset
@@ -47,13 +47,14 @@ class DataSettings:
     """Which images."""
 
     data: str = setting(DATA_HELP)
-    train_classes: ClassNumbers | None = setting(
-        "classes to train or to make weight banks of, such as 1-10",
+    train_classes: Classes | None = setting(
+        "classes to train or to make weight banks of: numbers such as 1-10, or names such as "
+        "robin,sparrow",
         default=None,
-        parse=ClassNumbers.parse,
+        parse=class_choice,
     )
-    test_classes: ClassNumbers | None = setting(
-        "classes to test on, such as 26-35", default=None, parse=ClassNumbers.parse
+    test_classes: Classes | None = setting(
+        "classes to test on, likewise", default=None, parse=class_choice
     )
     split: str = setting(SPLIT_HELP, default=SPLITS[0], choices=SPLITS)
     download: bool = setting(DOWNLOAD_HELP, default=False, changes_results=False)
@@ -107,8 +108,8 @@ def _facts(images: ImageSet, classes: ClassNumbers) -> dict[str, Any]:
 
 def choose_data(
     data: str,
-    train_classes: ClassNumbers | None,
-    test_classes: ClassNumbers | None,
+    train_classes: Classes | None,
+    test_classes: Classes | None,
     folder: Path,
     seed: int,
     *,
@@ -120,9 +121,9 @@ def choose_data(
 
     Args:
         data (str): a folder that `load_dataset` knows, or ``"embedded"``: made on the spot.
-        train_classes (ClassNumbers, optional): default, for the embedded set alone: its first
+        train_classes (Classes, optional): default, for the embedded set alone: its first
             half.
-        test_classes (ClassNumbers, optional): likewise its second half.
+        test_classes (Classes, optional): likewise its second half.
         folder (Path): where the embedded set is written.
         seed (int): of the embedded set.
         split (str): ``"classes"``, by the class numbers given; ``"official"`` or ``"zero-shot"``,
@@ -146,18 +147,14 @@ def choose_data(
     if train_classes is None or test_classes is None:
         raise InputError(
             f"--data {data}: say which classes to use with --train-classes and --test-classes, "
-            "for example 1-10 and 26-35"
+            f"for example 1-10 and 26-35. Classes with images: {everything.listing()}"
         )
-    return DataChoice(
-        everything.select(train_classes),
-        everything.select(test_classes),
-        train_classes,
-        test_classes,
-    )
+    train, test = everything.numbers_of(train_classes), everything.numbers_of(test_classes)
+    return DataChoice(everything.select(train), everything.select(test), train, test)
 
 
 def refuse_split_conflict(
-    split: str, train_classes: ClassNumbers | None, test_classes: ClassNumbers | None
+    split: str, train_classes: Classes | None, test_classes: Classes | None
 ) -> None:
     """Raise `InputError` where classes are given, and another split than by classes."""
     if split == "classes":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.datasets.csv_folder import is_csv_root, load_csv
+from benchmarks.datasets.csv_folder import COLUMNS, FILE_NAME, is_csv_root, load_csv
 from benchmarks.datasets.cub import is_cub_root, load_cub
 from benchmarks.datasets.pets import is_pets_root, load_pets
 from benchmarks.datasets.records import DatasetError, ImageSet
 from benchmarks.datasets.stanford_cars import is_stanford_cars_root, load_stanford_cars
+from captum_embed.command_line.images import find_images, printable, read_image
 from captum_embed.errors import InputError
 
 
@@ -65,4 +68,29 @@ def load_dataset(root: Path | str, kind: str = "auto") -> ImageSet:
         if layout.is_here(root):
             return layout.load(root)
     looked_for = "; ".join(f"{name}: {layout.sign}" for name, layout in LAYOUTS.items())
-    raise DatasetError(f"{root}: no data set in a known layout here. Looked for {looked_for}")
+    raise DatasetError(
+        f"{printable(root)}: no data set in a known layout here. Looked for {looked_for}"
+        + _about_photographs(root)
+    )
+
+
+def _about_photographs(root: Path) -> str:
+    """What to do with a folder of images alone."""
+    try:
+        first, *others = find_images([root])
+    except InputError:
+        return ""
+    name = first.relative_to(root) if first != root else Path(first.name)
+    label = name.parts[0] if len(name.parts) > 1 else "sparrow"
+    try:
+        width, height = read_image(first).size
+    except InputError:
+        width, height = 640, 480
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow([name.as_posix(), label, 0, 0, width, height])
+    return (
+        f". There are {1 + len(others)} images without boxes and classes. To measure methods on "
+        f"them, write {FILE_NAME} into this folder: the line {','.join(COLUMNS)}, and one such as "
+        f"{printable(line.getvalue()[:-1])} for each image, with the object's box. To look at maps "
+        "of them, no table is needed: captum-embed explain --help"
+    )

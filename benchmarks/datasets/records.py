@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from benchmarks.core.settings import Classes, ClassNumbers
+from captum_embed.command_line.images import printable
 from captum_embed.errors import InputError
 
 Box = tuple[float, float, float, float]
@@ -101,6 +104,39 @@ class ImageSet:
     def class_names(self) -> dict[int, str]:
         """The name of each class that has images, by ascending class number."""
         return dict(sorted({record.label: record.class_name for record in self.records}.items()))
+
+    def listing(self, most: int = 20) -> str:
+        """The classes that have images, for a message."""
+        every = [
+            str(number) if name == str(number) else f"{number} {printable(name)}"
+            for number, name in self.class_names.items()
+        ]
+        return ", ".join(every[:most]) + (", ..." if len(every) > most else "") or "none"
+
+    def numbers_of(self, classes: Classes) -> ClassNumbers:
+        """The numbers of classes that are given by number or by name.
+
+        Args:
+            classes (Classes): a name is the data set's own, such as ``"002.Cat"``, or what stands
+                behind the number in it, ``"Cat"``.
+
+        Raises:
+            DatasetError: a class of this name has no image here, or several have.
+        """
+        if isinstance(classes, ClassNumbers):
+            return classes
+        named: dict[str, set[int]] = {}
+        for number, name in self.class_names.items():
+            for alias in (name, re.sub(r"^[0-9]+\.", "", name)):
+                named.setdefault(alias, set()).add(number)
+        for name in classes:
+            if len(named.get(name, ())) != 1:
+                known = "several classes have" if name in named else "no class with images has"
+                raise DatasetError(
+                    f"{self.name} at {self.root}: {known} the name '{printable(name)}'. Classes "
+                    f"with images: {self.listing()}"
+                )
+        return ClassNumbers(sorted({number for name in classes for number in named[name]}))
 
     def select(self, class_numbers: Collection[int]) -> ImageSet:
         """Keep the images of some classes.

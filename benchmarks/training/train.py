@@ -227,13 +227,15 @@ def checked_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
         return choice.train, choice.test
     if settings.train_classes is None:
         raise InputError("say which classes to train on: --train-classes 1-25, or use --split")
-    train = everything.select(settings.train_classes)
+    numbers = everything.numbers_of(settings.train_classes)
+    train = everything.select(numbers)
     if settings.test_classes is None:
         return train, None
-    shared = sorted(set(settings.train_classes) & set(settings.test_classes))
+    tested = everything.numbers_of(settings.test_classes)
+    shared = sorted(set(numbers) & set(tested))
     if shared:
         raise InputError(f"--test-classes: class {shared[0]} is also trained on")
-    return train, everything.select(settings.test_classes)
+    return train, everything.select(tested)
 
 
 def _recall(network: nn.Module, images: ImageSet | None, settings: TrainSettings) -> float | None:

@@ -10,6 +10,7 @@ from benchmarks.core.settings import (
     ClassNumbers,
     add_arguments,
     as_json,
+    class_choice,
     differences,
     from_arguments,
     names,
@@ -85,3 +86,16 @@ def test_a_name_twice_is_refused() -> None:
         names("a,b,a")
     with pytest.raises(InputError, match="no name"):
         names(",")
+
+
+@pytest.mark.parametrize("text", ["robin", "a-b,2", "house wren,1.jay", "\u0661"])
+def test_other_text_names_classes(text: str) -> None:
+    chosen = class_choice(text)
+    assert not isinstance(chosen, ClassNumbers)
+    assert class_choice(str(chosen)) == chosen
+
+
+@pytest.mark.parametrize("text", ["", "1-", "3-1", "1,1", "robin,robin", ","])
+def test_a_choice_of_classes_that_is_neither_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        class_choice(text)

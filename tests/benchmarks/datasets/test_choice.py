@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.__main__ import main
-from benchmarks.core.settings import ClassNumbers
+from benchmarks.core.settings import ClassNumbers, class_choice
 from benchmarks.datasets import DatasetError
 from benchmarks.datasets import choice as data_choice
 from benchmarks.datasets.choice import DATA_HELP, DataChoice, choose_data, survey
@@ -192,3 +192,44 @@ def test_an_image_whose_mask_is_bad_is_left_out_before_work_starts(tmp_path: Pat
         kept = survey(DataChoice(everything, everything, classes, classes), progress=False)
     assert [record.key for record in kept.test.records] == ["a.png"]
     assert len(kept.unreadable) == 1
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_classes_are_chosen_by_name(tmp_path: Path, numbered: bool) -> None:
+    if numbered:
+        write_cub(tmp_path)
+        for path in ("classes.txt", "images.txt"):
+            text = (tmp_path / path).read_text()
+            for number, name in enumerate(("owl", "jay", "house wren", "jay"), start=1):
+                text = text.replace(f"{number}.Thing", f"{number}.{name}")
+            (tmp_path / path).write_text(text)
+        for folder, name in (("1", "owl"), ("2", "jay"), ("3", "house wren"), ("4", "jay")):
+            (tmp_path / "images" / f"{folder}.Thing").rename(
+                tmp_path / "images" / f"{folder}.{name}"
+            )
+    else:
+        lines = ["image,label,x,y,width,height"]
+        for number, name in enumerate(["owl", "jay", "house wren", "ibis"] * 2):
+            Image.new("RGB", (9 + number, 9)).save(tmp_path / f"{number}.png")
+            lines.append(f"{number}.png,{name},1,1,5,5")
+        (tmp_path / "boxes.csv").write_text("\n".join(lines))
+    found = choose(
+        tmp_path,
+        tmp_path,
+        train_classes=class_choice("owl"),
+        test_classes=class_choice("house wren, 2.jay" if numbered else "house wren,jay"),
+    )
+    assert {record.class_name for record in found.train.records} in ({"owl"}, {"1.owl"})
+    assert len(found.train) == 2
+    assert len(found.test) == 4
+    assert str(found.test_classes) == ("2-3" if numbered else "1,3")
+    for wrong, why in (("jay", "several classes have"), ("Owl", "no class with images has")):
+        if not numbered and wrong == "jay":
+            continue
+        with pytest.raises(DatasetError, match=rf"{why} the name '{wrong}'.*house wren"):
+            choose(
+                tmp_path,
+                tmp_path,
+                train_classes=class_choice(wrong),
+                test_classes=class_choice("owl"),
+            )

@@ -67,5 +67,41 @@ def test_recognised_layout_with_a_file_missing_is_an_error_of_that_layout(tmp_pa
 def test_real_data_sets_are_recognised(shared_root: Path) -> None:
     if not (shared_root / "pets").is_dir():
         pytest.skip(f"no real data: {shared_root / 'pets'} is absent")
-    assert load_dataset(shared_root / "cub").name == "CUB_200_2011"
-    assert load_dataset(shared_root / "pets").class_names[6] == "Bengal"
+    for name in ("cub", "pets"):
+        assert [n for n, layout in LAYOUTS.items() if layout.is_here(shared_root / name)] == [name]
+
+
+@pytest.mark.parametrize(
+    ("names", "example"),
+    [
+        (["2.jpg", "10.jpg"], "2.jpg,sparrow,0,0,12,9"),
+        (["jay/a, b.png", "wren/1.png"], '"jay/a, b.png",jay,0,0,12,9'),
+        (["a\nb.png"], '"a\\nb.png",sparrow,0,0,12,9'),
+    ],
+)
+def test_a_plain_folder_of_photographs_is_told_what_to_add(
+    tmp_path: Path, names: list[str], example: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (12, 9)).save(tmp_path / name)
+    with pytest.raises(DatasetError, match=f"There are {len(names)} images without") as error:
+        load_dataset(tmp_path)
+    message = str(error.value)
+    header = "image,label,x,y,width,height"
+    assert f"the line {header}, and one such as {example} for each" in message
+    assert "captum-embed explain" in message
+    assert message.isprintable()
+    if names[0].isprintable():
+        (tmp_path / "boxes.csv").write_text(f"{header}\n{example}\n")
+        (record,) = load_dataset(tmp_path).records
+        assert (record.key, record.box) == (names[0], (0, 0, 12, 9))
+
+
+def test_images_that_cannot_be_read_and_no_images_are_answered_too(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as error:
+        load_dataset(tmp_path)
+    assert "images without boxes" not in str(error.value)
+    (tmp_path / "1.jpg").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"1\.jpg,sparrow,0,0,640,480"):
+        load_dataset(tmp_path)

@@ -212,7 +212,7 @@ def test_a_run_from_the_command_line(
         lines.append(f"{file},{label},10,10,60,50")
     Path("boxes.csv").write_text("\n".join(lines))
     words = (
-        f"--data . --train-classes 1-2 --test-classes 1-2 --network torchvision:{name} "
+        f"--data . --train-classes gray,red --test-classes gray,red --network torchvision:{name} "
         f"--embedding-dim 8 --methods {','.join(METHODS)} --budget 4 --limit 1 --device cpu "
         "--num-resamples 20 --no-figures --no-progress --output"
     ).split()
