@@ -18,8 +18,10 @@ from captum_embed.weight_bank.bank import WeightBank
 # their kind.
 _FAR = 10
 _SPACING_SAMPLE = 256
-# For each bank the distance that is far, or infinity once it has been warned of.
-_far_from: WeakKeyDictionary[WeightBank, float] = WeakKeyDictionary()
+# Entries that are looked at for every bank; all of them only for a query that may be far.
+_SPACING_AMONG = 2048
+# For each bank its spacing, or infinity once it has been warned of; and whether it is exact.
+_spacing_of: WeakKeyDictionary[WeightBank, tuple[float, bool]] = WeakKeyDictionary()
 
 
 def require_compatible(
@@ -195,22 +197,30 @@ def nearest_entries(
 
 
 def _warn_if_far(bank: WeightBank, distance: float) -> None:
-    far = _far_from.get(bank)
-    if far is None:
-        far = _far_from[bank] = _FAR * _spacing(bank)
-    if distance > far:
-        _far_from[bank] = float("inf")
+    spacing, exact = _spacing_of.get(bank) or (0.0, False)
+    if not spacing:
+        # Among fewer entries the nearest is no nearer: this is what the whole bank has, or more.
+        spacing, exact = _spacing(bank, _SPACING_AMONG), len(bank) <= _SPACING_AMONG
+    if distance > spacing and not exact:
+        # It reads the whole bank, so only a query that may be far pays for it, once.
+        spacing, exact = _spacing(bank, len(bank)), True
+    if exact:
+        spacing = spacing or float("inf")
+    if distance > _FAR * spacing:
         warnings.warn(
             f"a query is {distance:.3g} from its nearest bank entry, and the bank's entries at "
-            f"most {far / _FAR:.3g} from theirs: the borrowed weights say little about it; are its "
+            f"most {spacing:.3g} from theirs: the borrowed weights say little about it; are its "
             "images scaled and normalised as the bank's were?",
             stacklevel=2,
         )
+        spacing = float("inf")
+    _spacing_of[bank] = spacing, exact
 
 
-def _spacing(bank: WeightBank) -> float:
-    """Largest distance from an entry to the nearest other; infinite where none differ."""
+def _spacing(bank: WeightBank, among: int) -> float:
+    """Largest distance from one of a sample to the nearest other; 0 where none differ."""
     if len(bank) < 2:
-        return float("inf")
-    step = -(-len(bank) // _SPACING_SAMPLE)
-    return float(bank.search(bank.embeddings[::step], 2)[0][:, 1].max()) or float("inf")
+        return 0.0
+    others = bank[:: -(-len(bank) // among)] if among < len(bank) else bank
+    sample = others[:: -(-len(others) // _SPACING_SAMPLE)].embeddings
+    return float(others.search(sample, 2)[0][:, 1].max())

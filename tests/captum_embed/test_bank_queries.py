@@ -229,3 +229,27 @@ def test_a_query_far_from_the_bank_is_warned_of_once(encoder):
         EmbeddingLayerGradCam(TripletForward(encoder), encoder[1], weight_bank=alone).attribute(
             1e4 * QUERIES
         )
+
+
+def test_only_a_query_that_may_be_far_has_a_large_bank_searched_for_its_spacing(monkeypatch):
+    from captum_embed.weight_bank.queries import nearest_entries
+
+    searched = []
+    real = WeightBank.search
+
+    def search(bank, queries, *args, **settings):
+        searched.append((len(queries), len(bank)))
+        return real(bank, queries, *args, **settings)
+
+    monkeypatch.setattr(WeightBank, "search", search)
+    # Every row twice: a bank of which every second entry says nothing of how near the others are.
+    rows = torch.randn(2500, 4, generator=torch.Generator().manual_seed(0))
+    bank = WeightBank(torch.cat([rows, rows + 1e-3]), torch.rand(5000, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            nearest_entries(bank, rows[:2] + 2e-3, 1)
+        assert max(bank for queries, bank in searched if queries > 2) < 2048
+        with pytest.raises(UserWarning, match=r"at most 0\.00\d+ from theirs"):
+            nearest_entries(bank, rows[:2] + 30, 1)
+    assert [bank for queries, bank in searched if queries > 2][1:] == [5000]
