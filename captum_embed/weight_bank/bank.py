@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
 from types import MappingProxyType
@@ -12,23 +11,20 @@ from torch import Tensor
 
 from captum_embed.encoders import version_of
 from captum_embed.errors import BankFileError, InputError
-from captum_embed.weight_bank.entries import (
-    Entries,
-    StackedRows,
-    checked_entries,
-    require_finite,
-)
+from captum_embed.weight_bank.entries import Entries, checked_entries
+from captum_embed.weight_bank.on_disk import BankOnDisk
+from captum_embed.weight_bank.rows import Rows
 from captum_embed.weight_bank.search import RowFacts, nearest_rows, require_queries, row_facts
 from captum_embed.weight_bank.selection import (
     allowed_entries,
+    compacted_entries,
     converted_entries,
     joined_entries,
     selected_entries,
 )
-from captum_embed.weight_bank.storage import read_bank, write_bank
 
 
-class WeightBank:
+class WeightBank(BankOnDisk):
     """Embeddings of training images with the grad-weights of each.
 
     A new image borrows the grad-weights of the entries nearest to it, and so needs one forward
@@ -79,7 +75,7 @@ class WeightBank:
 
     @classmethod
     def _of(cls, entries: Entries) -> WeightBank:
-        bank = cls.__new__(cls)
+        bank = WeightBank.__new__(WeightBank)  # A subclass needs more.
         bank._entries = entries
         bank._known_facts = None
         return bank
@@ -104,8 +100,13 @@ class WeightBank:
 
     @property
     def weights(self) -> Tensor:
-        """Shape (B, C): the tensor itself, or a copy where the bank has several shards."""
+        """Shape (B, C): as :attr:`embeddings`, or a copy with zeros of a compact bank."""
         return self._entries.weights.joined()
+
+    @property
+    def top_channels(self) -> int | None:
+        """How many weights of each entry a compact bank keeps; None: all."""
+        return getattr(self._entries.weights, "num_kept", None)
 
     @property
     def labels(self) -> Tensor | None:
@@ -135,8 +136,12 @@ class WeightBank:
         ]
         if "layer" in self.metadata:
             parts.append(f"layer='{self.metadata['layer']}'")
-        parts += [name for name in ("labels", "keys") if getattr(self, name) is not None]
-        parts += [str(self._entries.weights.dtype).removeprefix("torch."), str(self.device)]
+        if self.top_channels is not None:
+            parts.append(f"top_channels={self.top_channels}")
+        sources = {"labels": self._entries.label_source, "keys": self._entries.key_source}
+        parts += [name for name, source in sources.items() if source is not None]
+        dtypes = dict.fromkeys((self._entries.embeddings.dtype, self._entries.weights.dtype))
+        parts += [*(str(dtype).removeprefix("torch.") for dtype in dtypes), str(self.device)]
         return f"WeightBank({', '.join(parts)})"
 
     def __getitem__(
@@ -276,7 +281,7 @@ class WeightBank:
             known = self._known_facts = versions, facts
         return known[1]
 
-    def _refuse_unless_finite(self, what: str, rows: StackedRows, indices: Tensor) -> None:
+    def _refuse_unless_finite(self, what: str, rows: Rows, indices: Tensor) -> None:
         # Large numbers have infinite squares and sums, and are no error.
         wrong = indices[~torch.isfinite(rows.take(indices)).all(1)]
         if len(wrong):
@@ -318,6 +323,39 @@ class WeightBank:
                 device = one
         return WeightBank._of(converted_entries(self._entries, device, dtype))
 
+    def compact(
+        self, top_channels: int | None = None, *, embeddings: torch.dtype | str | None = None
+    ) -> WeightBank:
+        """A smaller bank: few weights of each entry, or embeddings of fewer bits.
+
+        Of 2,048 channels, 50 take 204 bytes in place of 8,192. What is borrowed from it is still
+        (Q, C) in single precision, with zeros elsewhere; search is exact for the embeddings as
+        they are kept. What it costs in accuracy: docs/performance.md.
+
+        Args:
+            top_channels: How many weights of each entry are kept, those of largest magnitude of
+                either sign, in half precision; None: all, as they are.
+            embeddings: Their precision, such as ``"float16"``; None: as it is.
+
+        Returns:
+            The bank, as it would be saved and loaded again.
+
+        Raises:
+            InputError: An argument is not one of these, or values do not fit the precision.
+
+        Example::
+
+            >>> import torch
+            >>> from captum_embed import WeightBank
+            >>> weights = torch.tensor([[0.5, 0.0, -3.0, 1.0], [0.1, 0.2, 0.0, 0.0]])
+            >>> bank = WeightBank(torch.eye(2), weights).compact(top_channels=2)
+            >>> bank
+            WeightBank(2 entries, embedding_dim=2, num_channels=4, top_channels=2, float32, cpu)
+            >>> bank.transfer(torch.tensor([[1.0, 0.0]]))
+            tensor([[ 0.,  0., -3.,  1.]])
+        """
+        return WeightBank._of(compacted_entries(self._entries, top_channels, embeddings))
+
     @staticmethod
     def concat(banks: Sequence[WeightBank], keys: Sequence[str] | None = None) -> WeightBank:
         """One bank with the entries of several, in order; nothing is copied.
@@ -350,51 +388,3 @@ class WeightBank:
         if not banks:
             raise InputError("banks is empty; expected at least one WeightBank")
         return WeightBank._of(joined_entries([bank._entries for bank in banks], keys))
-
-    def save(self, path: str | os.PathLike[str], max_shard_size: int | str = "2GB") -> None:
-        """Writes the bank as safetensors shards with a manifest, or replaces one, in one step.
-
-        A save that fails leaves what was there before. It may be over the files mapped from.
-
-        Args:
-            path: Directory to write. An existing one must be empty or a weight bank.
-            max_shard_size: Bytes per shard file, or a string such as ``"500MB"``.
-
-        Raises:
-            InputError: The path holds something else, or the size is not one.
-
-        Example::
-
-            >>> import tempfile, torch
-            >>> from captum_embed import WeightBank
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     WeightBank(torch.eye(3), torch.rand(3, 5)).save(f"{folder}/bank")
-            ...     len(WeightBank.load(f"{folder}/bank", mmap=False))
-            3
-        """
-        write_bank(path, self._entries, max_shard_size)
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], mmap: bool = True, *, verify: bool = True
-    ) -> WeightBank:
-        """Reads a bank that :meth:`save` wrote, onto the CPU.
-
-        Args:
-            path: Directory of the bank.
-            mmap: Leave embeddings and weights in the files, mapped into memory as they are
-                used, so that banks larger than memory work.
-            verify: Compare SHA-256 checksums and look for NaN, which reads every byte once.
-
-        Returns:
-            The bank.
-
-        Raises:
-            BankFileError: A file is missing, truncated, altered, or of another format or a newer
-                version; it names the file and what is wrong with it.
-        """
-        entries = read_bank(path, mmap=mmap, verify=verify)
-        if verify:
-            require_finite(f"embeddings in {path}", entries.embeddings, BankFileError)
-            require_finite(f"weights in {path}", entries.weights, BankFileError)
-        return cls._of(entries)

@@ -2,116 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from captum_embed.errors import InputError
+from captum_embed.weight_bank.rows import Rows, StackedRows
+
+T = TypeVar("T")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 ROWS_AT_ONCE = 2**16
 
 
-class StackedRows:
-    """A matrix (B, D) kept as tensors (B_1, D), (B_2, D), ..., which are never joined.
-
-    Args:
-        parts: Matrices of one width, dtype and device, at least one; kept, not copied.
-
-    Example::
-
-        >>> import torch
-        >>> rows = StackedRows([torch.zeros(2, 3), torch.ones(1, 3)])
-        >>> rows.shape
-        (3, 3)
-        >>> rows.take(torch.tensor([2, 0]))
-        tensor([[1., 1., 1.],
-                [0., 0., 0.]])
-    """
-
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        self.parts = tuple(parts)
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of rows B and width D."""
-        return len(self), self.parts[0].shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of every part."""
-        return self.parts[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of every part."""
-        return self.parts[0].device
-
-    def joined(self) -> Tensor:
-        """One tensor (B, D): the part itself where there is one, otherwise a copy."""
-        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
-
-    def take(self, indices: Tensor) -> Tensor:
-        """Rows of the given indices (...), as (..., D)."""
-        if len(self.parts) == 1:
-            return self.parts[0][indices]
-        taken = self.parts[0].new_empty((*indices.shape, self.shape[1]))
-        for start, part in self._starts():
-            here = (indices >= start) & (indices < start + len(part))
-            taken[here] = part[indices[here] - start]
-        return taken
-
-    def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
-        """Views of at most ``size`` rows, in order, each with the index of its first row."""
-        for start, part in self._starts():
-            for offset in range(0, len(part), size):
-                yield start + offset, part[offset : offset + size]
-
-    def between(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop (exclusive), without a copy where they lie in one part."""
-        pieces = [
-            part[max(start - first, 0) : stop - first]
-            for first, part in self._starts()
-            if first < stop and start < first + len(part)
-        ]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-    def select(self, indices: Tensor) -> StackedRows:
-        """The rows of ascending indices (K,), in parts as here; a part wanted whole is kept."""
-        selected = []
-        for start, part in self._starts():
-            here = indices[(indices >= start) & (indices < start + len(part))] - start
-            if len(here):
-                selected.append(part if len(here) == len(part) else part[here])
-        return StackedRows(selected)
-
-    def to(self, device: torch.device | str | int | None, dtype: torch.dtype | None) -> StackedRows:
-        """The same rows elsewhere or in another precision; a part that fits is kept."""
-        return StackedRows([part.to(device=device, dtype=dtype) for part in self.parts])
-
-    def _starts(self) -> Iterator[tuple[int, Tensor]]:
-        start = 0
-        for part in self.parts:
-            yield start, part
-            start += len(part)
-
-
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file: its plain name, entries, bytes and checksum."""
+    """One safetensors file: its plain name, rows, bytes and checksum.
+
+    ``dropped`` are its rows that are no entries (any more), as pairs of the first and the one
+    after the last.
+    """
 
     file: str
     num_entries: int
     num_bytes: int
     sha256: str
+    dropped: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,27 +41,40 @@ class SavedShard:
     """A file of a saved bank, never changed once it has its name, and what was loaded from it.
 
     ``versions`` are those of its embeddings and weights then: they tell of changes in place.
+    ``checked`` is the file's status when its checksum was compared, if it was.
     """
 
     path: Path
     record: Shard
     labels: Tensor | None
     versions: tuple[int, int]
+    checked: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Rows (B, D) and (B, C), labels (B,), keys and metadata, all checked.
+    """Rows (B, D) and (B, C), labels (B,), keys and metadata.
 
-    ``files`` names, part by part, the file that holds exactly these entries, if there is one.
+    ``files`` names, part by part, the file of which these entries are rows, if there is one.
+    Labels and keys of a bank on disk are read, and keys checked, when they are first asked for.
     """
 
     embeddings: StackedRows
-    weights: StackedRows
-    labels: Tensor | None
-    keys: tuple[str, ...] | None
+    weights: Rows
+    label_source: Callable[[], Tensor] | None
+    key_source: Callable[[], tuple[str, ...]] | None
     metadata: dict[str, str]
     files: tuple[SavedShard | None, ...] = (None,)
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """Shape (B,), int64."""
+        return None if self.label_source is None else self.label_source()
+
+    @cached_property
+    def keys(self) -> tuple[str, ...] | None:
+        """B distinct names."""
+        return None if self.key_source is None else self.key_source()
 
 
 def checked_entries(
@@ -164,8 +99,8 @@ def checked_entries(
     entries = Entries(
         embeddings=StackedRows([embeddings.detach()]),
         weights=StackedRows([weights.detach()]),
-        labels=None if labels is None else _checked_labels(labels, embeddings),
-        keys=None if keys is None else checked_keys(keys, len(embeddings)),
+        label_source=None if labels is None else given(_checked_labels(labels, embeddings)),
+        key_source=None if keys is None else given(checked_keys(keys, len(embeddings))),
         metadata=_checked_metadata(metadata),
     )
     require_finite("embeddings", entries.embeddings, InputError)
@@ -173,10 +108,15 @@ def checked_entries(
     return entries
 
 
+def given(value: T) -> Callable[[], T]:
+    """A source of labels or keys that are known."""
+    return lambda: value
+
+
 def _require_matrix(name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
-        given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise InputError(f"{name} are {given}; expected a floating-point tensor, one row per image")
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise InputError(f"{name} are {kind}; expected a floating-point tensor, one row per image")
     if tensor.dim() != 2 or 0 in tensor.shape:
         raise InputError(
             f"{name} have shape {tuple(tensor.shape)}; expected (entries, numbers), neither of "
@@ -184,7 +124,7 @@ def _require_matrix(name: str, tensor: Any) -> None:
         )
 
 
-def require_finite(name: str, rows: StackedRows, error: type[ValueError]) -> None:
+def require_finite(name: str, rows: Rows, error: type[ValueError]) -> None:
     """Raises ``error``, naming the first row, where values are NaN or infinite."""
     for start, chunk in rows.chunks(ROWS_AT_ONCE):
         finite = torch.isfinite(chunk).all(1)
@@ -198,23 +138,23 @@ def require_finite(name: str, rows: StackedRows, error: type[ValueError]) -> Non
 
 def _checked_labels(labels: Tensor | Sequence[int], embeddings: Tensor) -> Tensor:
     try:
-        given = torch.as_tensor(labels, device=embeddings.device)
+        tensor = torch.as_tensor(labels, device=embeddings.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"labels are not integers ({error}); number the classes") from error
-    if given.dtype is torch.bool or given.is_floating_point() or given.is_complex():
-        raise InputError(f"labels are {given.dtype}; expected integers, one per entry")
-    if given.shape != (len(embeddings),):
+    if tensor.dtype is torch.bool or tensor.is_floating_point() or tensor.is_complex():
+        raise InputError(f"labels are {tensor.dtype}; expected integers, one per entry")
+    if tensor.shape != (len(embeddings),):
         raise InputError(
-            f"labels have shape {tuple(given.shape)}; expected ({len(embeddings)},), one per entry"
+            f"labels have shape {tuple(tensor.shape)}; expected ({len(embeddings)},), one per entry"
         )
-    return given.to(torch.int64)
+    return tensor.to(torch.int64)
 
 
 def checked_keys(keys: Sequence[str], count: int) -> tuple[str, ...]:
     """The keys, ``count`` distinct names; raises :class:`InputError` where they are not."""
     if isinstance(keys, str) or len(keys) != count:
-        given = "one string" if isinstance(keys, str) else f"{len(keys)} names"
-        raise InputError(f"keys are {given}; expected {count}, one per entry")
+        number = "one string" if isinstance(keys, str) else f"{len(keys)} names"
+        raise InputError(f"keys are {number}; expected {count}, one per entry")
     seen: set[str] = set()
     for key in keys:
         if not _is_name(key):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_embed.weight_bank.entries import StackedRows
+from captum_embed.weight_bank.rows import StackedRows
 
 # Numbers of one temporary: 32 MiB in single precision.
 CHUNK_NUMBERS = 2**23

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from captum_embed.errors import BankFileError
 from captum_embed.weight_bank.entries import DTYPES, Entries, Shard
+from captum_embed.weight_bank.rows import index_dtype
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "captum_embed.weight_bank"
-VERSION = 2
+VERSION = 3
 
 # Of the metadata, what tells which network and layer the bank belongs to.
 NETWORK_FACTS = ("layer", "encoder_fingerprint", "explains", "layout")
@@ -57,6 +58,7 @@ class Manifest:
     num_channels: int
     embedding_dtype: str
     weight_dtype: str
+    top_channels: int | None
     has_labels: bool
     has_keys: bool
     layer: str | None
@@ -111,7 +113,7 @@ def read_manifest(folder: Path) -> Manifest:
             f'{path} is not the manifest of a weight bank (no "format": "{FORMAT}")'
         )
     given = content.get("version")
-    if isinstance(given, bool) or given not in (1, VERSION):
+    if isinstance(given, bool) or given not in range(1, VERSION + 1):
         newer = isinstance(given, int) and given > VERSION
         raise BankFileError(
             f"{path} has format version {given!r}, and this captum_embed reads 1 to {VERSION}; "
@@ -139,6 +141,8 @@ def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
     values: dict[str, Any] = {field.name: content.get(field.name) for field in fields(Manifest)}
     if content["version"] == 1:
         values |= {"explains": "loss", "layout": None}
+    if content["version"] < 3:
+        values["top_channels"] = None
     shards = values["shards"]
     if not isinstance(shards, list) or not shards:
         raise BankFileError(f"{path}: 'shards' is {shards!r}; expected a list of files")
@@ -148,13 +152,17 @@ def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
         **dict.fromkeys(("embedding_dtype", "weight_dtype"), _is_text),
         **dict.fromkeys(("has_labels", "has_keys"), lambda value: isinstance(value, bool)),
         **dict.fromkeys(NETWORK_FACTS, lambda v: v is None or _is_text(v)),
+        "top_channels": lambda value: value is None or _is_count(value),
         **dict.fromkeys(("metadata", "library_versions"), _is_text_mapping),
     }
     for name, fits in expected.items():
         if not fits(values[name]):
             raise BankFileError(f"{path}: '{name}' is {values[name]!r}, which cannot be")
     manifest = Manifest(**values)
-    total = sum(shard.num_entries for shard in manifest.shards)
+    total = sum(
+        shard.num_entries - sum(stop - first for first, stop in shard.dropped)
+        for shard in manifest.shards
+    )
     if total != manifest.num_entries:
         raise BankFileError(
             f"{path} announces {manifest.num_entries} entries, and its shards hold {total}"
@@ -175,7 +183,23 @@ def _parsed_shard(path: Path, shard: Any, version: int) -> Shard:
         raise BankFileError(f"{path}: the record of shard {name} is incomplete")
     if version > 1 and name != shard_name(digest):
         raise BankFileError(f"{path}: shard {name} is not named after its SHA-256, {digest}")
-    return Shard(name, num_entries, num_bytes, digest)
+    dropped = record.get("dropped", []) if version > 2 else []
+    if not _are_spans(dropped, num_entries):
+        raise BankFileError(
+            f"{path}: the rows dropped from shard {name} are {dropped!r}; expected pairs that "
+            f"ascend, within {num_entries} rows, and leave some"
+        )
+    return Shard(name, num_entries, num_bytes, digest, tuple((a, b) for a, b in dropped))
+
+
+def _are_spans(value: Any, count: int) -> bool:
+    if not isinstance(value, list) or not all(isinstance(p, list) and len(p) == 2 for p in value):
+        return False
+    ends = [end for pair in value for end in pair]
+    if not all(isinstance(end, int) and not isinstance(end, bool) for end in ends):
+        return False
+    ascending = all(a < b for a, b in zip([-1, *ends], [*ends, count + 1], strict=True))
+    return ascending and ends != [0, count]
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
@@ -194,11 +218,14 @@ def tensors_between(entries: Entries, start: int, stop: int) -> dict[str, Tensor
     """What a shard of entries ``start`` to ``stop`` (exclusive) holds, by name, on the CPU."""
     tensors = {
         # Copied where need be: safetensors refuses tensors that share memory.
-        "embeddings": entries.embeddings.between(start, stop).cpu().contiguous(),
-        "weights": entries.weights.between(start, stop).cpu().contiguous(),
+        name: rows.cpu().contiguous()
+        for name, rows in {
+            **entries.embeddings.tensors("embeddings", start, stop),
+            **entries.weights.tensors("weights", start, stop),
+        }.items()
     }
-    storages = [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
-    if storages[0] == storages[1]:
+    memory = tensors["embeddings"].untyped_storage().data_ptr()
+    if "weights" in tensors and tensors["weights"].untyped_storage().data_ptr() == memory:
         tensors["weights"] = tensors["weights"].clone()
     if entries.labels is not None:
         tensors["labels"] = entries.labels[start:stop].cpu().clone()
@@ -226,7 +253,12 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _require_intact(path: Path, shard: Shard, verify: bool) -> None:
+def require_intact(path: Path, shard: Shard, verify: bool) -> None:
+    """Refuses a file of another size, or another checksum, than its bank says.
+
+    Raises:
+        BankFileError: Which.
+    """
     size = path.stat().st_size
     if size != shard.num_bytes:
         wrong = "is truncated" if size < shard.num_bytes else "was altered"
@@ -244,21 +276,15 @@ def shard_tensors(path: Path, shard: Shard, manifest: Manifest, verify: bool) ->
         BankFileError: The file is missing, truncated, altered, or holds something else.
     """
     try:
-        _require_intact(path, shard, verify)
+        require_intact(path, shard, verify)
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise BankFileError(f"{path} is missing, and the bank's manifest lists it") from None
     except (SafetensorError, OSError, RuntimeError) as error:  # torch opens it again, to map it.
         raise BankFileError(f"{path} is not a readable safetensors file: {error}") from error
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "embeddings": ((shard.num_entries, manifest.embedding_dim), manifest.embedding_dtype),
-        "weights": ((shard.num_entries, manifest.num_channels), manifest.weight_dtype),
-    }
-    if manifest.has_labels:
-        expected["labels"] = (shard.num_entries,), "int64"
+    expected = _expected_tensors(shard.num_entries, manifest)
     if manifest.has_keys:
-        expected["key_ends"] = (shard.num_entries,), "int64"
         expected["keys"] = tuple(tensors["keys"].shape) if "keys" in tensors else (0,), "uint8"
     held = {
         name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -270,6 +296,26 @@ def shard_tensors(path: Path, shard: Shard, manifest: Manifest, verify: bool) ->
         if name not in _DTYPE_NAMES:
             raise BankFileError(f"{path} holds {name}; expected one of {_DTYPE_NAMES}")
     return tensors
+
+
+def _expected_tensors(count: int, manifest: Manifest) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of what a shard holds, by name, but for the characters of keys."""
+    width, kept = manifest.num_channels, manifest.top_channels
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "embeddings": ((count, manifest.embedding_dim), manifest.embedding_dtype)
+    }
+    if kept is None:
+        expected["weights"] = (count, width), manifest.weight_dtype
+    else:
+        channels = str(index_dtype(width)).removeprefix("torch.")
+        expected["weights_channels"] = (count, kept), channels
+        expected["weights_values"] = (count, kept), manifest.weight_dtype
+        expected["weights_scales"] = (count, 1), "float32"
+    if manifest.has_labels:
+        expected["labels"] = (count,), "int64"
+    if manifest.has_keys:
+        expected["key_ends"] = (count,), "int64"
+    return expected
 
 
 def decoded_keys(path: Path, joined: Tensor, ends: Tensor) -> list[str]:

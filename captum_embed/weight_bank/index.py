@@ -22,9 +22,10 @@ from tqdm import tqdm
 from captum_embed.encoders import version_of
 from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank.bank import WeightBank
-from captum_embed.weight_bank.entries import ROWS_AT_ONCE, StackedRows
+from captum_embed.weight_bank.entries import ROWS_AT_ONCE
 from captum_embed.weight_bank.equal_rows import RowFacts
 from captum_embed.weight_bank.faiss_index import OF_SEARCH, Arrays, FaissIndex, checked_settings
+from captum_embed.weight_bank.rows import StackedRows
 from captum_embed.weight_bank.search import nearest_rows, ranked_rows
 
 _FORMAT = "captum_embed.index.1"

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from captum_embed.errors import BankMismatchError, InputError
-from captum_embed.weight_bank.entries import StackedRows
 from captum_embed.weight_bank.equal_rows import (
     CHUNK_NUMBERS,
     NO_ROW,
@@ -29,6 +28,7 @@ from captum_embed.weight_bank.equal_rows import (
     nearest_of_each,
     row_facts,
 )
+from captum_embed.weight_bank.rows import StackedRows
 
 _QUERIES_AT_ONCE = 1024
 # Rows of which only the nearest is compared at first.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -16,10 +16,12 @@ from captum_embed.weight_bank.entries import (
     DTYPES,
     ROWS_AT_ONCE,
     Entries,
-    StackedRows,
+    SavedShard,
     checked_keys,
+    given,
     require_finite,
 )
+from captum_embed.weight_bank.rows import CompactRows, Rows, StackedRows, stacked_rows
 
 
 def selected_entries(entries: Entries, wanted: Any) -> Entries:
@@ -29,79 +31,108 @@ def selected_entries(entries: Entries, wanted: Any) -> Entries:
         InputError: There is none, one does not exist, or a key would occur twice.
     """
     indices = _checked_indices(wanted, len(entries.embeddings)).to(entries.embeddings.device)
-    ascending = bool((indices[1:] > indices[:-1]).all())
-    embeddings, weights = (
-        rows.select(indices) if ascending else StackedRows([rows.take(indices)])
-        for rows in (entries.embeddings, entries.weights)
-    )
-    # A part that is kept whole is still the content of its file.
-    files = {
-        id(part): file for part, file in zip(entries.embeddings.parts, entries.files, strict=True)
-    }
-    keys = entries.keys and [entries.keys[index] for index in indices.tolist()]
+    labels = entries.labels
+    files: tuple[SavedShard | None, ...] = (None,)
+    names: Callable[[], tuple[str, ...]] | None = None
+    if (indices[1:] > indices[:-1]).all():
+        selection = _by_part(indices, entries.embeddings.lengths)
+        # What is left out of a file is noted, and nothing of it is copied.
+        lazily = [file is not None for file in entries.files]
+        embeddings = entries.embeddings.select(selection, lazily)
+        weights: Rows = entries.weights.select(selection, lazily)
+        pairs = zip(entries.files, selection, strict=True)
+        files = tuple(file for file, rows in pairs if rows is None or len(rows))
+        if entries.key_source is not None:
+            names = lambda: _chosen(entries, indices)  # noqa: E731
+    else:
+        embeddings, weights = entries.embeddings.pick(indices), entries.weights.pick(indices)
+        if entries.key_source is not None:
+            names = given(checked_keys(_chosen(entries, indices), len(indices)))
     return Entries(
         embeddings=embeddings,
         weights=weights,
-        labels=None if entries.labels is None else entries.labels[indices],
-        keys=checked_keys(keys, len(indices)) if keys else None,
+        label_source=None if labels is None else given(labels[indices]),
+        key_source=names,
         metadata=entries.metadata,
-        files=tuple(files.get(id(part)) for part in embeddings.parts),
+        files=files,
     )
+
+
+def _chosen(entries: Entries, indices: Tensor) -> tuple[str, ...]:
+    keys = entries.keys or ()
+    return tuple(keys[index] for index in indices.tolist())
+
+
+def _by_part(indices: Tensor, lengths: Sequence[int]) -> list[Tensor | None]:
+    """Which rows of each part ascending indices (K,) are; None where they are all of its rows."""
+    stops = torch.tensor(lengths).cumsum(0)
+    ends = torch.searchsorted(indices, stops.to(indices.device)).tolist()
+    selection: list[Tensor | None] = []
+    for length, stop, first, last in zip(lengths, stops.tolist(), [0, *ends], ends, strict=False):
+        whole = last - first == length
+        selection.append(None if whole else indices[first:last] - (stop - length))
+    return selection
 
 
 def _checked_indices(wanted: Any, count: int) -> Tensor:
     if isinstance(wanted, slice):
         wanted = range(count)[wanted]
     try:
-        given = torch.as_tensor(wanted if isinstance(wanted, Tensor) else np.asarray(wanted))
+        chosen = torch.as_tensor(wanted if isinstance(wanted, Tensor) else np.asarray(wanted))
     except (TypeError, ValueError):
-        given = torch.tensor(torch.nan)
-    if given.numel() == 0:
+        chosen = torch.tensor(torch.nan)
+    if chosen.numel() == 0:
         raise InputError("the selection is empty; expected at least one entry of the bank")
-    given = given[None] if given.dim() == 0 else given
-    if given.dim() != 1 or given.is_floating_point() or given.is_complex():
-        kind = f"{given.dtype} of shape {tuple(given.shape)}" if given.dim() > 1 else repr(wanted)
+    chosen = chosen[None] if chosen.dim() == 0 else chosen
+    if chosen.dim() != 1 or chosen.is_floating_point() or chosen.is_complex():
+        kind = repr(wanted)
+        if chosen.dim() > 1:
+            kind = f"{chosen.dtype} of shape {tuple(chosen.shape)}"
         raise InputError(
             f"entries are selected by {kind} ({type(wanted).__name__}); expected a mask of "
             f"{count} booleans, indices, a slice or an index"
         )
-    if given.dtype is torch.bool:
-        if len(given) != count:
-            raise InputError(f"the mask has {len(given)} values; the bank has {count} entries")
-        given = given.nonzero()[:, 0]
-        if len(given) == 0:
+    if chosen.dtype is torch.bool:
+        if len(chosen) != count:
+            raise InputError(f"the mask has {len(chosen)} values; the bank has {count} entries")
+        chosen = chosen.nonzero()[:, 0]
+        if len(chosen) == 0:
             raise InputError("the selection is empty: the mask is False for all entries")
-    given = given.to(torch.int64)
-    outside = (given < -count) | (given >= count)
+    chosen = chosen.to(torch.int64)
+    outside = (chosen < -count) | (chosen >= count)
     if outside.any():
-        raise InputError(f"there is no entry {int(given[outside][0])} in a bank of {count}")
-    return torch.where(given < 0, given + count, given)
+        raise InputError(f"there is no entry {int(chosen[outside][0])} in a bank of {count}")
+    return torch.where(chosen < 0, chosen + count, chosen)
 
 
-def allowed_entries(entries: Entries, exclude: Any) -> Tensor:
+def allowed_entries(entries: Entries, exclude: Any, argument: str = "exclude") -> Tensor:
     """Which entries have none of these keys (str) and labels (int), (B,), bool.
+
+    ``argument`` is what messages call them.
 
     Raises:
         InputError: A key or label is of no entry, or no entry is left.
     """
     names = exclude.tolist() if hasattr(exclude, "tolist") else exclude
     if isinstance(names, (str, bytes)) or not isinstance(names, Collection):
-        raise InputError(f"exclude is {exclude!r}; expected a collection of keys or labels")
+        raise InputError(f"{argument} is {exclude!r}; expected a collection of keys or labels")
     keys = {name for name in names if isinstance(name, str)}
     labels = {
         int(name) for name in names if isinstance(name, Integral) and not isinstance(name, bool)
     }
     for name in names:
         if isinstance(name, bool) or not isinstance(name, (str, Integral)):
-            raise InputError(f"exclude holds {name!r}; expected keys (str) or labels (int)")
+            raise InputError(f"{argument} holds {name!r}; expected keys (str) or labels (int)")
     count = len(entries.embeddings)
     excluded = torch.zeros(count, dtype=torch.bool)
     if keys:
-        _require_known("key", keys, entries.keys)
+        _require_known(argument, "key", keys, entries.keys)
         excluded |= torch.tensor([key in keys for key in entries.keys or ()])
     if labels:
         own = None if entries.labels is None else entries.labels.cpu()
-        _require_known("label", labels, None if own is None else set(own.tolist()))
+        _require_known(
+            argument, "label", labels, None if own is None else set(own.unique().tolist())
+        )
         assert own is not None
         excluded |= torch.isin(own, torch.tensor(sorted(labels)))
     if excluded.all():
@@ -109,12 +140,14 @@ def allowed_entries(entries: Entries, exclude: Any) -> Tensor:
     return ~excluded
 
 
-def _require_known(what: str, wanted: set[Any], known: Collection[Any] | None) -> None:
+def _require_known(
+    argument: str, what: str, wanted: set[Any], known: Collection[Any] | None
+) -> None:
     if known is None:
-        raise InputError(f"exclude names a {what}, and the bank has no {what}s")
+        raise InputError(f"{argument} names a {what}, and the bank has no {what}s")
     missing = wanted.difference(known)
     if missing:
-        raise InputError(f"exclude: no entry has the {what} {min(missing)!r}")
+        raise InputError(f"{argument}: no entry has the {what} {min(missing)!r}")
 
 
 def converted_entries(
@@ -127,12 +160,12 @@ def converted_entries(
     """
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    converted = Entries(
+    labels = entries.labels
+    converted = replace(
+        entries,
         embeddings=entries.embeddings.to(device, dtype),
         weights=entries.weights.to(device, dtype),
-        labels=None if entries.labels is None else entries.labels.to(device=device),
-        keys=entries.keys,
-        metadata=entries.metadata,
+        label_source=None if labels is None else given(labels.to(device=device)),
         files=(None,) * len(entries.embeddings.parts),
     )
     if dtype is not None:
@@ -141,7 +174,42 @@ def converted_entries(
     return converted
 
 
-def _require_room(name: str, wide: StackedRows, narrow: StackedRows) -> None:
+def compacted_entries(entries: Entries, top_channels: Any, embeddings: Any) -> Entries:
+    """The same entries with few weights each, or embeddings in another precision.
+
+    Raises:
+        InputError: An argument is not what it may be, or the values do not fit.
+    """
+    if top_channels is None and embeddings is None:
+        raise InputError("nothing to be made smaller; give top_channels or embeddings")
+    if top_channels is not None:
+        number = isinstance(top_channels, Integral) and not isinstance(top_channels, bool)
+        if not number or top_channels < 1:
+            raise InputError(f"top_channels is {top_channels!r}; expected 1 or more, or None")
+        weights = entries.weights
+        if weights.dtype is torch.float64:
+            weights = weights.to(None, torch.float32)
+            _require_room("weights", entries.weights, weights)
+        elif isinstance(weights, CompactRows) and top_channels > weights.num_kept:
+            raise InputError(
+                f"top_channels is {top_channels}, and the bank has {weights.num_kept} weights of "
+                "each entry; expected as many at most: the others are gone"
+            )
+        entries = replace(entries, weights=CompactRows.of(weights, int(top_channels)))
+    if embeddings is not None:
+        name = str(embeddings).removeprefix("torch.")
+        dtype = next((each for each in DTYPES if str(each) == f"torch.{name}"), None)
+        if dtype is None:
+            raise InputError(
+                f"embeddings is {embeddings!r}; expected a precision such as 'float16', or None"
+            )
+        narrow = entries.embeddings.to(None, dtype)
+        _require_room("embeddings", entries.embeddings, narrow)
+        entries = replace(entries, embeddings=narrow)
+    return replace(entries, files=(None,) * len(entries.embeddings.parts))
+
+
+def _require_room(name: str, wide: Rows, narrow: Rows) -> None:
     require_finite(f"{name} as {narrow.dtype}", narrow, InputError)
     for (start, before), (_, after) in zip(
         wide.chunks(ROWS_AT_ONCE), narrow.chunks(ROWS_AT_ONCE), strict=True
@@ -165,20 +233,27 @@ def joined_entries(all_entries: Sequence[Entries], new_keys: Sequence[str] | Non
     if new_keys is not None:
         # Their files hold the earlier names.
         all_entries = [
-            replace(entries, keys=None, files=(None,) * len(entries.files))
+            replace(entries, key_source=None, files=(None,) * len(entries.files))
             for entries in all_entries
         ]
     first = all_entries[0]
     for place, entries in enumerate(all_entries[1:], start=1):
         _require_joinable(place, entries, first)
-    labels = [entries.labels for entries in all_entries if entries.labels is not None]
-    keys = _joined_keys(all_entries) if new_keys is None else new_keys
-    count = sum(len(entries.embeddings) for entries in all_entries)
+    names: Callable[[], tuple[str, ...]] | None = None
+    if new_keys is not None or first.key_source is not None:
+        count = sum(len(entries.embeddings) for entries in all_entries)
+        names = given(
+            checked_keys(_joined_keys(all_entries) if new_keys is None else new_keys, count)
+        )
+    labels: Callable[[], Tensor] | None = None
+    if first.label_source is not None:
+        known = [entries.labels for entries in all_entries if entries.labels is not None]
+        labels = given(torch.cat(known))
     return Entries(
-        embeddings=StackedRows([part for one in all_entries for part in one.embeddings.parts]),
-        weights=StackedRows([part for one in all_entries for part in one.weights.parts]),
-        labels=torch.cat(labels) if labels else None,
-        keys=None if keys is None else checked_keys(keys, count),
+        embeddings=StackedRows.stacked([each.embeddings for each in all_entries]),
+        weights=stacked_rows([each.weights for each in all_entries]),
+        label_source=labels,
+        key_source=names,
         files=tuple(file for entries in all_entries for file in entries.files),
         metadata={
             name: value
@@ -188,7 +263,7 @@ def joined_entries(all_entries: Sequence[Entries], new_keys: Sequence[str] | Non
     )
 
 
-def _joined_keys(all_entries: Sequence[Entries]) -> list[str] | None:
+def _joined_keys(all_entries: Sequence[Entries]) -> list[str]:
     bank_of: dict[str, int] = {}
     for place, entries in enumerate(all_entries):
         for key in entries.keys or ():
@@ -198,7 +273,7 @@ def _joined_keys(all_entries: Sequence[Entries]) -> list[str] | None:
                     "bank names of its own, with concat(banks, keys=[...])"
                 )
             bank_of[key] = place
-    return list(bank_of) or None
+    return list(bank_of)
 
 
 def _require_joinable(place: int, entries: Entries, first: Entries) -> None:
@@ -208,7 +283,11 @@ def _require_joinable(place: int, entries: Entries, first: Entries) -> None:
             BankMismatchError,
             "only banks of one network, layer and direction can be joined",
         ),
-        (_tensor_facts, InputError, "make them alike first, with .to(...) or a new WeightBank"),
+        (
+            _tensor_facts,
+            InputError,
+            "make them alike first, with .to(...), .compact(...) or a new WeightBank",
+        ),
     ):
         theirs = facts(first)
         for name, value in facts(entries).items():
@@ -232,7 +311,8 @@ def _tensor_facts(entries: Entries) -> dict[str, Any]:
     return {
         "embeddings dtype": entries.embeddings.dtype,
         "weights dtype": entries.weights.dtype,
+        "top_channels": getattr(entries.weights, "num_kept", None),
         "device": entries.embeddings.device,
-        "labels": "absent" if entries.labels is None else "present",
-        "keys": "absent" if entries.keys is None else "present",
+        "labels": "absent" if entries.label_source is None else "present",
+        "keys": "absent" if entries.key_source is None else "present",
     }

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,27 +19,21 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from captum_embed.encoders import version_of
 from captum_embed.errors import BankFileError, InputError
-from captum_embed.weight_bank.entries import (
-    Entries,
-    SavedShard,
-    StackedRows,
-    checked_keys,
-)
+from captum_embed.weight_bank.entries import Entries, Shard
 from captum_embed.weight_bank.files import (
     MANIFEST_NAME,
     NETWORK_FACTS,
     Manifest,
-    decoded_keys,
     is_shard_name,
     library_versions,
     read_manifest,
+    require_intact,
     shard_name,
-    shard_tensors,
     tensors_between,
     write_shard,
 )
+from captum_embed.weight_bank.reading import read_bank, status_of, versions_of
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -46,8 +41,6 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _LOCK_NAME = ".lock"
 _UNFINISHED = ".unfinished"
 _LOCK_SECONDS = 600.0
-# How often a reader starts again because the bank was replaced under it.
-_READ_ATTEMPTS = 100
 
 
 def write_bank(path: str | os.PathLike[str], entries: Entries, max_shard_size: int | str) -> None:
@@ -71,81 +64,55 @@ def write_bank(path: str | os.PathLike[str], entries: Entries, max_shard_size: i
     folder = Path(os.path.realpath(path))
     size = _bytes(max_shard_size)
     require_replaceable(folder)
+    with _writing(folder):
+        _replace(folder, entries, size, verify=True)
+
+
+def update_bank(
+    path: str | os.PathLike[str],
+    change: Callable[[Entries], Entries],
+    max_shard_size: int | str,
+    verify: bool,
+) -> None:
+    """Replaces a bank by what is made of it, in one step, with no other writer in between.
+
+    Args:
+        path: Directory of the bank.
+        change: From the entries that there are, mapped from their files, to those that are to be.
+        max_shard_size: As in :func:`write_bank`.
+        verify: Compare the checksums of the files that stay, which reads every byte once.
+
+    Raises:
+        BankFileError: There is no bank, or it is damaged; and as :func:`write_bank`.
+    """
+    folder = Path(os.path.realpath(path))
+    size = _bytes(max_shard_size)
+    read_manifest(folder)
+    require_replaceable(folder)
+    with _writing(folder):
+        entries = read_bank(folder, mmap=True, verify=verify)
+        _replace(folder, change(entries), size, verify=verify)
+
+
+def _replace(folder: Path, entries: Entries, size: int, *, verify: bool) -> None:
+    _remove_unlisted(folder)
+    try:
+        _write_files(folder / _UNFINISHED, entries, size, verify)
+        _publish(folder / _UNFINISHED, folder)
+    finally:
+        _remove_unlisted(folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
         with _locked(folder):
-            _remove_unlisted(folder)
-            try:
-                _write_files(folder / _UNFINISHED, entries, size)
-                _publish(folder / _UNFINISHED, folder)
-            finally:
-                _remove_unlisted(folder)
+            yield
     except (OSError, SafetensorError) as error:
         raise BankFileError(
             f"the weight bank could not be saved as {folder} ({error}); what was there before is "
             "unchanged: make room or give another path, and save again"
         ) from error
-
-
-def read_bank(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> Entries:
-    """Reads a bank and checks it against its manifest.
-
-    Args:
-        path: Directory of the bank.
-        mmap: Leave embeddings and weights in the files, mapped into memory page by page as
-            they are used, instead of reading them.
-        verify: Compare checksums, which reads every byte once. Names, sizes, dtypes and shapes
-            are always checked.
-
-    Returns:
-        The entries, on the CPU.
-
-    Raises:
-        BankFileError: A file is missing, truncated, altered or of another format; it says which.
-    """
-    folder = Path(path)
-    for _ in range(_READ_ATTEMPTS):
-        before = _identity(folder / MANIFEST_NAME)
-        manifest = read_manifest(folder)
-        try:
-            return _entries(folder, manifest, mmap=mmap, verify=verify)
-        except BankFileError:
-            # Unless the bank was replaced meanwhile, and the files of this manifest removed.
-            if _identity(folder / MANIFEST_NAME) == before:
-                raise
-    raise BankFileError(f"{folder} is replaced again and again; load it when its writer is done")
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def _entries(folder: Path, manifest: Manifest, *, mmap: bool, verify: bool) -> Entries:
-    opened = [
-        shard_tensors(folder / shard.file, shard, manifest, verify) for shard in manifest.shards
-    ]
-    rows = {}
-    for name in ("embeddings", "weights"):
-        parts = [tensors[name] for tensors in opened]
-        rows[name] = StackedRows(parts if mmap else [_in_memory(parts)])
-    facts = {name: getattr(manifest, name) for name in NETWORK_FACTS}
-    files = [
-        SavedShard(
-            folder / shard.file, shard, t.get("labels"), _versions(t["embeddings"], t["weights"])
-        )
-        for shard, t in zip(manifest.shards, opened, strict=True)
-    ]
-    return Entries(
-        **rows,
-        labels=torch.cat([t["labels"] for t in opened]) if manifest.has_labels else None,
-        keys=_all_keys(folder, manifest, opened) if manifest.has_keys else None,
-        metadata=manifest.metadata
-        | {name: fact for name, fact in facts.items() if fact is not None},
-        files=tuple(files) if mmap else (None,),
-    )
 
 
 def _bytes(size: int | str) -> int:
@@ -231,15 +198,12 @@ def _remove_unlisted(folder: Path) -> None:
                 entry.unlink()
 
 
-def _write_files(folder: Path, entries: Entries, max_bytes: int) -> None:
+def _write_files(folder: Path, entries: Entries, max_bytes: int, verify: bool) -> None:
     folder.mkdir()
     shards = []
-    for start, stop, saved in _spans(entries, max_bytes):
-        labels = None if entries.labels is None else entries.labels[start:stop].cpu()
-        if saved is not None and _kept(saved, labels, folder):
-            shards.append(saved.record)
-        else:
-            shards.append(write_shard(folder, tensors_between(entries, start, stop)))
+    for start, stop, part in _spans(entries, max_bytes):
+        record = None if part is None else _kept_file(entries, part, start, stop, folder, verify)
+        shards.append(record or write_shard(folder, tensors_between(entries, start, stop)))
     metadata = dict(entries.metadata)
     facts = {name: metadata.pop(name, None) for name in NETWORK_FACTS}
     manifest = Manifest(
@@ -247,9 +211,10 @@ def _write_files(folder: Path, entries: Entries, max_bytes: int) -> None:
         embedding_dim=entries.embeddings.shape[1],
         num_channels=entries.weights.shape[1],
         embedding_dtype=str(entries.embeddings.dtype).removeprefix("torch."),
-        weight_dtype=str(entries.weights.dtype).removeprefix("torch."),
-        has_labels=entries.labels is not None,
-        has_keys=entries.keys is not None,
+        weight_dtype=str(entries.weights.parts[0].dtype).removeprefix("torch."),
+        top_channels=getattr(entries.weights, "num_kept", None),
+        has_labels=entries.label_source is not None,
+        has_keys=entries.key_source is not None,
         **facts,
         metadata=metadata,
         library_versions=library_versions(),
@@ -263,20 +228,33 @@ def _write_files(folder: Path, entries: Entries, max_bytes: int) -> None:
         _flush_to_disk(file)
 
 
-def _kept(saved: SavedShard, labels: Tensor | None, folder: Path) -> bool:
-    """Whether the file need not be written, being in the bank or linked into the new one."""
-    target = folder.parent / saved.path.name
+def _kept_file(
+    entries: Entries, part: int, start: int, stop: int, folder: Path, verify: bool
+) -> Shard | None:
+    """The record of a file that need not be written, being in the bank or linked into the new one.
+
+    Raises:
+        BankFileError: It is damaged.
+    """
+    saved, rows = entries.files[part], entries.embeddings.kept[part]
+    assert saved is not None
     if saved.path.name != shard_name(saved.record.sha256):
-        return False  # Version 1: the name does not tell the content.
-    if labels is not None and saved.labels is not None and not labels.equal(saved.labels):
-        return False
-    if target.exists():
-        return target.stat().st_size == saved.record.num_bytes
-    try:
-        os.link(saved.path, folder / saved.path.name)
-    except OSError:
-        return False  # Another disk, or the file is gone: its content is still mapped.
-    return True
+        return None  # Version 1: the name does not tell the content.
+    target = folder.parent / saved.path.name
+    if not target.exists():
+        if rows is not None:
+            return None  # What was dropped is not carried to another place.
+        try:
+            os.link(saved.path, target := folder / saved.path.name)
+        except OSError:
+            return None  # Another disk, or the file is gone: its content is still mapped.
+    # What was compared as it was loaded, and not touched since, is not read again.
+    require_intact(target, saved.record, verify and status_of(target) != saved.checked)
+    if entries.labels is not None and saved.labels is not None:
+        labels = saved.labels if rows is None else saved.labels[rows]
+        if not entries.labels[start:stop].cpu().equal(labels):
+            return None
+    return replace(saved.record, dropped=_dropped_rows(rows, saved.record.num_entries))
 
 
 def _publish(unfinished: Path, folder: Path) -> None:
@@ -288,27 +266,32 @@ def _publish(unfinished: Path, folder: Path) -> None:
     _flush_to_disk(folder)
 
 
-def _versions(embeddings: Tensor, weights: Tensor) -> tuple[int, int]:
-    return version_of(embeddings), version_of(weights)
+def _dropped_rows(kept: Tensor | None, count: int) -> tuple[tuple[int, int], ...]:
+    """Pairs of the first and the one after the last of rows that are not kept."""
+    if kept is None:
+        return ()
+    ends = torch.cat([kept.new_tensor([-1]), kept, kept.new_tensor([count])])
+    gaps = (ends.diff() > 1).nonzero()[:, 0]
+    firsts, stops = (ends[gaps] + 1).tolist(), ends[gaps + 1].tolist()
+    return tuple(zip(firsts, stops, strict=True))
 
 
-def _spans(entries: Entries, max_bytes: int) -> Iterator[tuple[int, int, SavedShard | None]]:
-    """Start and stop of each shard, and the file that was loaded for it, if any."""
-    entry = sum(
-        rows.shape[1] * rows.dtype.itemsize for rows in (entries.embeddings, entries.weights)
-    )
-    entry += 8 if entries.labels is not None else 0
+def _spans(entries: Entries, max_bytes: int) -> Iterator[tuple[int, int, int | None]]:
+    """Start and stop of each shard, and of which part there is a file with it, if any."""
+    entry = entries.embeddings.row_bytes + entries.weights.row_bytes
+    entry += 8 if entries.label_source is not None else 0
     if entries.keys is not None:
         entry += 8 + max(len(key.encode()) for key in entries.keys)
     step = max(1, max_bytes // entry)
     start = stop = 0
     parts = zip(entries.embeddings.parts, entries.weights.parts, entries.files, strict=True)
-    for part, weights, file in parts:
-        if file and len(part) <= step and file.versions == _versions(part, weights):
+    for number, (part, weights, file) in enumerate(parts):
+        length = entries.embeddings.lengths[number]
+        if file and len(part) <= step and file.versions == versions_of(part, weights):
             yield from ((i, min(i + step, stop), None) for i in range(start, stop, step))
-            yield stop, stop + len(part), file
-            start = stop + len(part)
-        stop += len(part)
+            yield stop, stop + length, number
+            start = stop + length
+        stop += length
     yield from ((i, min(i + step, stop), None) for i in range(start, stop, step))
 
 
@@ -320,20 +303,3 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _in_memory(parts: list[Tensor]) -> Tensor:
-    """One copy, so that no page of the files stays mapped."""
-    joined = parts[0].new_empty((sum(len(part) for part in parts), parts[0].shape[1]))
-    torch.cat(parts, out=joined)
-    return joined
-
-
-def _all_keys(folder: Path, manifest: Manifest, opened: list[dict[str, Tensor]]) -> tuple[str, ...]:
-    keys: list[str] = []
-    for shard, tensors in zip(manifest.shards, opened, strict=True):
-        keys += decoded_keys(folder / shard.file, tensors["keys"], tensors["key_ends"])
-    try:
-        return checked_keys(keys, manifest.num_entries)
-    except InputError as error:
-        raise BankFileError(f"{folder}: {error}") from error

@@ -1,9 +1,19 @@
+import contextlib
+import hashlib
+import itertools
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import captum_embed.weight_bank.files as bank_files
+from captum_embed.weight_bank import WeightBank
 
 
 class TinyEncoder(nn.Module):
@@ -40,3 +50,72 @@ def make_dataset() -> Callable[..., list[tuple[Tensor, int]]]:
         ]
 
     return make
+
+
+def assert_equal(one: WeightBank, other: WeightBank) -> None:
+    assert torch.equal(one.embeddings, other.embeddings)
+    assert torch.equal(one.weights, other.weights)
+    assert one.embeddings.dtype == other.embeddings.dtype
+    assert one.weights.dtype == other.weights.dtype
+    assert (one.labels is None) == (other.labels is None)
+    if one.labels is not None and other.labels is not None:
+        assert torch.equal(one.labels, other.labels)
+    assert one.keys == other.keys
+    assert dict(one.metadata) == dict(other.metadata)
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Edits a manifest and makes its checksum right, as a forger would."""
+    content = json.loads((path / "manifest.json").read_text())
+    del content["checksum"]
+    change(content)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content["checksum"] = hashlib.sha256(canonical.encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(content))
+
+
+def in_another_process(task: Callable[[], Any]) -> int:
+    """Process id; it exits with 0 if the task ends without an exception."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            task()
+            os._exit(0)
+        os._exit(1)
+    return child
+
+
+def exit_code(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def dying_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, the process dies in place of the step-th call that changes the disk."""
+    calls = itertools.count(1)
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: os._exit(9) if next(calls) == step else real(*args, **kwargs)
+
+    for owner, name in (
+        *((os, name) for name in ("replace", "link", "unlink", "mkdir", "rmdir", "fsync")),
+        (bank_files, "save_file"),
+    ):
+        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+
+
+def shard(path: Path, number: int = 1) -> Path:
+    return path / json.loads((path / "manifest.json").read_text())["shards"][number]["file"]
+
+
+def truncate(path: Path) -> None:
+    content = shard(path).read_bytes()
+    shard(path).write_bytes(content[: len(content) // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(shard(path).read_bytes())
+    content[-3] ^= 1
+    shard(path).write_bytes(content)

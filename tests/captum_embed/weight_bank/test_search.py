@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from captum_embed.weight_bank.entries import StackedRows
+from captum_embed.weight_bank.rows import StackedRows
 from captum_embed.weight_bank.search import nearest_rows, row_facts
 
 
