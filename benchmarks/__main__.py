@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "make the tables, figures and page of a finished run again",
     "failures": "how the boxes of a finished run miss: a part, too big, the background",
     "ablate": "vary the settings of transfer, one at a time, on training classes alone",
+    "reductions": "choose how attributions become maps, on training classes alone",
     "sanity": "compare maps to those of the network with random parameters",
     "speed": "what each part costs, as ratios measured side by side",
     "train": "train an embedding network with a triplet loss",

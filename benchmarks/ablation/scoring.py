@@ -121,7 +121,10 @@ class Fold:
             plain = first ** (1 - FUSED_SHARE) * second**FUSED_SHARE
         if variant.percentile < 100:
             plain = plain.clamp(max=torch.quantile(plain, variant.percentile / 100).item())
-        return heatmap(plain, size, variant.power)
+        pixels = heatmap(plain, size)
+        if variant.power == 1 or not pixels.any():
+            return pixels
+        return (pixels / pixels.max()) ** variant.power
 
 
 def _banks_of(variant: Variant) -> list[BankVariant]:

@@ -65,7 +65,7 @@ def trial_query(subject: Subject) -> Query | None:
 
 
 def _require_map(signed_map: Tensor) -> None:
-    if signed_map.ndim != 4 or signed_map.shape[:2] != (1, 1):
+    if signed_map.ndim != 4 or len(signed_map) != 1:
         raise MethodUnavailableError(f"it gives shape {tuple(signed_map.shape)}, which is no map")
     if not torch.isfinite(signed_map).all():
         raise MethodUnavailableError("its map of a random image holds NaN or infinite numbers")

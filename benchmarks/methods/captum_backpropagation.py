@@ -12,7 +12,7 @@ from benchmarks.methods.availability import tried
 from benchmarks.methods.captum_call import explainer
 from benchmarks.methods.captum_inputs import require_relu_modules
 from benchmarks.methods.method import Explainer, Method, Query, Subject
-from benchmarks.methods.reductions import colour_magnitude
+from benchmarks.methods.reductions import ABSOLUTE
 
 
 def _backpropagation(
@@ -29,7 +29,7 @@ def _backpropagation(
             )
             return attributions
 
-        return explainer(subject, attribute, colour_magnitude)
+        return explainer(subject, attribute)
 
     return tried(build)
 
@@ -41,6 +41,7 @@ METHODS = (
         "captum: input",
         "gradient of the match at the pixels, times the pixels less ImageNet's mean",
         _backpropagation(lambda s: InputXGradient(s.forward)),
+        customary=ABSOLUTE,
     ),
     Method(
         "guided_backprop",
@@ -48,6 +49,7 @@ METHODS = (
         "captum: input",
         "gradient, of which every ReLU passes the positive part where it is active",
         _backpropagation(lambda s: GuidedBackprop(s.forward), guides_relus=True),
+        customary=ABSOLUTE,
     ),
     Method(
         "deconvolution",
@@ -55,5 +57,6 @@ METHODS = (
         "captum: input",
         "gradient, of which every ReLU passes the positive part, active or not",
         _backpropagation(lambda s: Deconvolution(s.forward), guides_relus=True),
+        customary=ABSOLUTE,
     ),
 )

@@ -19,7 +19,6 @@ Attribute = Callable[[Query], Tensor]
 def explainer(
     subject: Subject,
     attribute: Attribute,
-    reduce: Callable[[Tensor], Tensor],
     *,
     network: nn.Module | None = None,
 ) -> Explainer:
@@ -30,7 +29,6 @@ def explainer(
         attribute (Callable): a query to attributions (1, C, h, w). It is given a copy of the
             image that requires gradients, which several methods need where the parameters are
             frozen.
-        reduce (Callable): attributions to a map (1, 1, h, w), see `benchmarks.methods.reductions`.
         network (nn.Module, optional): what Captum hooks, where it is not the subject's network.
 
     Returns:
@@ -44,7 +42,7 @@ def explainer(
             return query.image.new_zeros(1, 1, 1, 1)
         image = query.image.detach().clone().requires_grad_()
         with _quiet(), seeded_by(subject.seed, query.image), _nothing_kept(hooked):
-            return reduce(attribute(replace(query, image=image)).detach())
+            return attribute(replace(query, image=image)).detach()
 
     return explain
 

@@ -25,7 +25,7 @@ from benchmarks.methods.captum_call import explainer
 from benchmarks.methods.deep_lift_rules import SUPPORTED_NON_LINEAR
 from benchmarks.methods.match import Match
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
-from benchmarks.methods.reductions import channel_sum, colour_magnitude
+from benchmarks.methods.reductions import ABSOLUTE
 
 # Baselines of the Shap methods, at most; two at a time, so that a batch holds four images.
 NUM_BASELINES = 8
@@ -73,8 +73,7 @@ def _deep_lift(*, at_layer: bool, shap: bool) -> Callable[[Subject], Explainer]:
             ]
             return torch.stack(parts).mean(0)
 
-        reduce = channel_sum if at_layer else colour_magnitude
-        return explainer(subject, attribute, reduce, network=forward)
+        return explainer(subject, attribute, network=forward)
 
     return tried(build)
 
@@ -97,7 +96,7 @@ def _require_completeness(
             change -= forward(baseline, *query.references)
         return torch.stack([attributions.sum(), change.sum()])
 
-    total, change = explainer(subject, attribute, lambda sums: sums, network=forward)(query)
+    total, change = explainer(subject, attribute, network=forward)(query)
     if not (total - change).abs() <= TOLERANCE * (total.abs() + change.abs()):
         beside = network.beside(_LINEAR | frozenset(SUPPORTED_NON_LINEAR))
         raise MethodUnavailableError(
@@ -131,6 +130,7 @@ METHODS_OF_PIXELS = (
         "captum: input",
         "change of the match from the mean image, shared out by the rescale rule",
         _deep_lift(at_layer=False, shap=False),
+        customary=ABSOLUTE,
     ),
     Method(
         "deep_lift_shap",
@@ -138,6 +138,7 @@ METHODS_OF_PIXELS = (
         "captum: input",
         "DeepLift averaged over plain baselines",
         _deep_lift(at_layer=False, shap=True),
+        customary=ABSOLUTE,
         cost="slow",
     ),
 )

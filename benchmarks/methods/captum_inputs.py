@@ -10,20 +10,21 @@ from captum.attr import GuidedGradCam, Saliency
 from torch import Tensor, nn
 
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
-from benchmarks.methods.reductions import colour_magnitude
+from benchmarks.methods.reductions import ABSOLUTE
 
 
 def _pixels(attribute: Callable[..., Tensor], **options: Any) -> Explainer:
-    """An explainer of Captum's usual call, its colours reduced."""
+    """An explainer of Captum's usual call."""
 
     def explain(query: Query) -> Tensor:
         with warnings.catch_warnings():
             # Captum announces its hooks, and that it switches requires_grad on, at every call.
             warnings.filterwarnings("ignore", "Setting (backward|forward)")
             warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
-            return colour_magnitude(
-                attribute(query.image, additional_forward_args=query.references, **options)
+            attributions: Tensor = attribute(
+                query.image, additional_forward_args=query.references, **options
             )
+            return attributions
 
     return explain
 
@@ -51,12 +52,15 @@ METHODS = (
         "captum: input",
         "absolute gradient of the match at the pixels",
         _saliency,
+        customary=ABSOLUTE,
     ),
-    Method(
-        "guided_grad_cam",
-        "GuidedGradCam",
-        "captum: input",
-        "guided backpropagation within the positive part of LayerGradCam",
-        _guided_grad_cam,
-    ),
+)
+
+GUIDED_GRAD_CAM = Method(
+    "guided_grad_cam",
+    "GuidedGradCam",
+    "captum: input",
+    "guided backpropagation within the positive part of LayerGradCam",
+    _guided_grad_cam,
+    customary=ABSOLUTE,
 )

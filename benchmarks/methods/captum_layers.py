@@ -6,12 +6,15 @@ from captum.attr import LayerActivation, LayerGradCam, LayerGradientXActivation
 from torch import Tensor
 
 from benchmarks.methods.method import Explainer, Method, Query, Subject
-from benchmarks.methods.reductions import channel_norm, channel_sum
+from benchmarks.methods.reductions import NORM
 
 
 def _layer_grad_cam(subject: Subject) -> Explainer:
     method = LayerGradCam(subject.forward, subject.layer)
-    return lambda query: method.attribute(query.image, additional_forward_args=query.references)
+    # The channels are summed up where those of all methods are.
+    return lambda query: method.attribute(
+        query.image, additional_forward_args=query.references, attr_dim_summation=False
+    )
 
 
 def _layer_grad_cam_of_the_loss(subject: Subject) -> Explainer:
@@ -22,14 +25,17 @@ def _layer_grad_cam_of_the_loss(subject: Subject) -> Explainer:
 
 def _layer_activation(subject: Subject) -> Explainer:
     method = LayerActivation(subject.network, subject.layer)
-    return lambda query: channel_norm(method.attribute(query.image))
+    return lambda query: method.attribute(query.image)
 
 
 def _layer_gradient_x_activation(subject: Subject) -> Explainer:
     method = LayerGradientXActivation(subject.forward, subject.layer)
 
     def explain(query: Query) -> Tensor:
-        return channel_sum(method.attribute(query.image, additional_forward_args=query.references))
+        attributions: Tensor = method.attribute(
+            query.image, additional_forward_args=query.references
+        )
+        return attributions
 
     return explain
 
@@ -57,6 +63,7 @@ METHODS = (
         "captum: layer",
         "norm of the activation: what is active, whatever the match",
         _layer_activation,
+        customary=NORM,
         needs_tuples=False,
         shares_forward=True,
     ),

@@ -23,7 +23,7 @@ from benchmarks.methods.canonical import Elementwise, LayerOutput, MaxPool, Unit
 from benchmarks.methods.captum_call import explainer
 from benchmarks.methods.match import as_linear
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
-from benchmarks.methods.reductions import channel_sum, colour_magnitude
+from benchmarks.methods.reductions import ABSOLUTE
 
 _PASSES_RELEVANCE_ON = (Elementwise, UnitLength, LayerOutput)
 # They only move numbers, and so does the gradient through them.
@@ -43,7 +43,7 @@ _KNOWN = (
 
 
 def _lrp(
-    create: Callable[[nn.Module, nn.Module], Any], reduce: Callable[[Tensor], Tensor]
+    create: Callable[[nn.Module, nn.Module], Any],
 ) -> Callable[[Subject], Explainer]:
     def build(subject: Subject) -> Explainer:
         network = canonical(subject.network, subject.layer)
@@ -61,7 +61,7 @@ def _lrp(
             relevance: Tensor = method.attribute(query.image, target=0)
             return relevance
 
-        return explainer(subject, attribute, reduce, network=network.encoder)
+        return explainer(subject, attribute, network=network.encoder)
 
     return tried(build)
 
@@ -72,7 +72,7 @@ METHODS_OF_LAYERS = (
         "LayerLRP",
         "captum: layer",
         "relevance of the activations, by Captum's default rules",
-        _lrp(LayerLRP, channel_sum),
+        _lrp(LayerLRP),
     ),
 )
 
@@ -82,6 +82,7 @@ METHODS_OF_PIXELS = (
         "LRP",
         "captum: input",
         "relevance of the pixels, by Captum's default rules",
-        _lrp(lambda model, _: LRP(model), colour_magnitude),
+        _lrp(lambda model, _: LRP(model)),
+        customary=ABSOLUTE,
     ),
 )

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from benchmarks.methods.availability import tried
 from benchmarks.methods.baselines import mean_image, plain_images
-from benchmarks.methods.budget import batch_size, num_steps
+from benchmarks.methods.budget import MOST_STEPS, batch_size, num_steps
 from benchmarks.methods.captum_call import explainer
+from benchmarks.methods.match import MatchAtLayer
 from benchmarks.methods.method import Explainer, Method, Query, Subject
-from benchmarks.methods.reductions import channel_sum, colour_magnitude
+from benchmarks.methods.reductions import ABSOLUTE
 
 # Deviation of SmoothGrad's noise, as a part of the image's range (Smilkov et al. 2017: 0.1-0.2).
 NOISE = 0.15
@@ -46,6 +47,7 @@ def _path(
     at_layer: bool = False,
     evaluations: int = 1,
     extra: int = 0,
+    batch: int | None = None,
 ) -> Callable[[Subject], Explainer]:
     """Steps from the mean image to the image, each of so many evaluations."""
 
@@ -60,11 +62,11 @@ def _path(
                     additional_forward_args=query.references,
                     n_steps=num_steps(subject.budget, evaluations, extra),
                     # Conductance evaluates one image of a batch again in the next.
-                    internal_batch_size=batch_size(query.image, least=4),
+                    internal_batch_size=batch or batch_size(query.image, least=4),
                 )
             return attributions
 
-        return explainer(subject, attribute, channel_sum if at_layer else colour_magnitude)
+        return explainer(subject, attribute)
 
     return tried(build)
 
@@ -91,7 +93,7 @@ def _shap(
                 total = total + mean * (len(baselines) / count)
             return total
 
-        return explainer(subject, attribute, channel_sum if at_layer else colour_magnitude)
+        return explainer(subject, attribute)
 
     return tried(build)
 
@@ -111,7 +113,7 @@ def _noise_tunnel(subject: Subject) -> Explainer:
         )
         return attributions
 
-    return explainer(subject, attribute, colour_magnitude)
+    return explainer(subject, attribute)
 
 
 METHODS_OF_LAYERS = (
@@ -136,8 +138,14 @@ METHODS_OF_LAYERS = (
         "LayerIntegratedGradients",
         "captum: layer",
         "gradient at the layer, integrated from the mean image's activation",
-        _path(lambda s: LayerIntegratedGradients(s.forward, s.layer), at_layer=True, extra=2),
+        _path(
+            lambda s: LayerIntegratedGradients(MatchAtLayer(s.network), s.layer),
+            at_layer=True,
+            extra=2,
+            batch=MOST_STEPS,
+        ),
         cost="slow",
+        shares_forward=True,
     ),
     Method(
         "layer_gradient_shap",
@@ -156,6 +164,7 @@ METHODS_OF_PIXELS = (
         "captum: input",
         "gradient at the pixels, integrated from the mean image to the image",
         _path(lambda s: IntegratedGradients(s.forward)),
+        customary=ABSOLUTE,
         cost="slow",
     ),
     Method(
@@ -164,6 +173,7 @@ METHODS_OF_PIXELS = (
         "captum: input",
         "gradient at the pixels between plain baselines and the image, times the difference",
         _shap(lambda s: GradientShap(s.forward)),
+        customary=ABSOLUTE,
         cost="slow",
     ),
     Method(
@@ -172,6 +182,7 @@ METHODS_OF_PIXELS = (
         "captum: input",
         "SmoothGrad: Saliency averaged over noisy copies of the image",
         tried(_noise_tunnel),
+        customary=ABSOLUTE,
         cost="slow",
     ),
 )

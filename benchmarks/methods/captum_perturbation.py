@@ -27,9 +27,13 @@ from benchmarks.methods.availability import tried
 from benchmarks.methods.baselines import mean_image
 from benchmarks.methods.budget import batch_size, block_side, window_sides, window_stride
 from benchmarks.methods.captum_call import explainer
+from benchmarks.methods.match import MatchAtLayer
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
-from benchmarks.methods.reductions import channel_sum, colour_magnitude
+from benchmarks.methods.reductions import ABSOLUTE
 from benchmarks.methods.superpixels import superpixels
+
+# Blocks of positions ablated at once.
+MOST_BLOCKS = 32
 
 # Samples per superpixel of the methods that fit a linear model to samples.
 SAMPLES_PER_SUPERPIXEL = 4
@@ -41,7 +45,7 @@ LIME_PENALTY = 1.0
 
 def _pixels(attribute: Callable[[Subject, Query], Tensor]) -> Callable[[Subject], Explainer]:
     def build(subject: Subject) -> Explainer:
-        return explainer(subject, lambda query: attribute(subject, query), colour_magnitude)
+        return explainer(subject, lambda query: attribute(subject, query))
 
     return tried(build)
 
@@ -132,7 +136,7 @@ def _regression(
 
 
 def _layer_feature_ablation(subject: Subject) -> Explainer:
-    method = LayerFeatureAblation(subject.forward, subject.layer)
+    method = LayerFeatureAblation(MatchAtLayer(subject.network), subject.layer)
     activation = LayerActivation(subject.network, subject.layer)
 
     def attribute(query: Query) -> Tensor:
@@ -148,11 +152,12 @@ def _layer_feature_ablation(subject: Subject) -> Explainer:
             layer_baselines=0,
             additional_forward_args=query.references,
             layer_mask=blocks[None, None],
-            perturbations_per_eval=batch_size(query.image),
+            # Only what is behind the layer is evaluated again.
+            perturbations_per_eval=MOST_BLOCKS,
         )
         return attributions
 
-    return explainer(subject, attribute, channel_sum)
+    return explainer(subject, attribute)
 
 
 METHODS_OF_LAYERS = (
@@ -163,6 +168,7 @@ METHODS_OF_LAYERS = (
         "the match with a position of the layer, less the match with zeros there",
         tried(_layer_feature_ablation),
         cost="slow",
+        shares_forward=True,
     ),
 )
 
@@ -174,6 +180,7 @@ METHODS_OF_PIXELS = (
         "the match, less the match with a window set to the mean colour",
         _pixels(_occlusion),
         cost="slow",
+        customary=ABSOLUTE,
     ),
     Method(
         "feature_ablation",
@@ -182,6 +189,7 @@ METHODS_OF_PIXELS = (
         "the match, less the match with a superpixel set to the mean colour",
         _pixels(_feature_ablation),
         cost="slow",
+        customary=ABSOLUTE,
     ),
     Method(
         "shapley_value_sampling",
@@ -190,6 +198,7 @@ METHODS_OF_PIXELS = (
         "a superpixel's contribution to the match, averaged over random orders",
         _pixels(_shapley_value_sampling),
         cost="slow",
+        customary=ABSOLUTE,
     ),
     Method(
         "kernel_shap",
@@ -198,6 +207,7 @@ METHODS_OF_PIXELS = (
         "a superpixel's coefficient in a linear model of the match, Shapley weights",
         _regression(_kernel_shap),
         cost="slow",
+        customary=ABSOLUTE,
     ),
     Method(
         "lime",
@@ -206,5 +216,6 @@ METHODS_OF_PIXELS = (
         "a superpixel's coefficient in a linear model of the match near the image",
         _regression(_lime),
         cost="slow",
+        customary=ABSOLUTE,
     ),
 )

@@ -31,6 +31,17 @@ class Match(nn.Module):
         return values
 
 
+class MatchAtLayer(Match):
+    """The match, for methods that change a layer and nothing in front of it.
+
+    They repeat the image for every change; what is in front of the layer then runs on one.
+    """
+
+    def forward(self, images: Tensor, references: Tensor, foils: Tensor) -> Tensor:
+        """Values (N,) of one image (N, 3, H, W), repeated, whose layer is replaced by N others."""
+        return super().forward(images[:1], references, foils)
+
+
 def direction(references: Tensor, foils: Tensor) -> Tensor:
     """What an embedding is multiplied with, (N, D); where there are none, (N, 0, D), zero.
 

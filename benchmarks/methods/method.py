@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from benchmarks.methods.match import Match
+from benchmarks.methods.reductions import ABSOLUTE, SIGNED, Reduction
 from captum_embed import WeightBank
 from captum_embed.encoder_forward import Explains
 
@@ -100,7 +101,7 @@ class Query:
     asked: bool = False
 
 
-# A signed map (1, 1, h, w) of a query, at whatever resolution the method has.
+# Attributions (1, C, h, w) of a query, at whatever resolution the method has.
 Explainer = Callable[[Query], Tensor]
 
 Family = Literal["ours", "control", "captum: layer", "captum: input", "rival"]
@@ -123,8 +124,8 @@ class Method:
         needs_tuples (bool): uses `Query.references`, which are mined with labels.
         shares_forward (bool): runs the network on the image, and takes no gradient below the
             layers explained: it can do with the pass of another method.
-        map_power (float): exponent of the map after ReLU, resizing and division by its maximum;
-            0.5 is the square root.
+        customary (Reduction): of its channels or colours, where nothing was chosen.
+        reductions (Mapping): those chosen on training classes, by the protocol's question.
     """
 
     name: str
@@ -137,12 +138,19 @@ class Method:
     layers: tuple[str, ...] = ()
     needs_tuples: bool = True
     shares_forward: bool = False
-    map_power: float = 1.0
+    customary: Reduction = SIGNED
+    reductions: Mapping[str, Reduction] = field(default_factory=dict)
 
     @property
     def all_layers(self) -> tuple[str, ...]:
         """The layers that it explains besides the run's, as in `BankSpec`."""
         return self.layers if self.bank is None else (*self.layers, self.bank.layer)
+
+    def reduction(self, question: str, *, signed: bool = False) -> Reduction:
+        """Of its attributions; where signs are asked for, nothing is made absolute or smoothed."""
+        if signed:
+            return SIGNED if self.customary == ABSOLUTE else self.customary
+        return self.reductions.get(question, self.customary)
 
 
 def distinct_banks(methods: Iterable[Method]) -> list[BankSpec]:

@@ -1,44 +1,79 @@
 """From attributions to one heatmap: the one place where channels and colours are reduced.
 
-- Layer activations: L2 norm over the channels.
-- Layer attributions: signed sum over the channels.
-- Input attributions: sum over the colours of absolute values.
-- Then for every method: ReLU, unless a protocol asks for signed maps, and bilinear interpolation
-  (``align_corners=False``) to the image.
+Every method's attributions (1, C, h, w) go the same way: one channel of C, smoothed at their own
+resolution, ReLU (unless a protocol asks for signs), bilinear interpolation
+(``align_corners=False``) to the image. The first two steps are the method's `Reduction`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-
-def channel_norm(activations: Tensor) -> Tensor:
-    """(N, C, h, w) to (N, 1, h, w)."""
-    return torch.linalg.vector_norm(activations, dim=1, keepdim=True)
+Channels = Literal["signed", "absolute", "norm"]
 
 
-def channel_sum(attributions: Tensor) -> Tensor:
-    """(N, C, h, w) to (N, 1, h, w), signs kept."""
-    return attributions.sum(dim=1, keepdim=True)
+@dataclass(frozen=True)
+class Reduction:
+    """How the channels or colours of an attribution become one, and how that is smoothed.
+
+    Args:
+        channels (str): ``"signed"``, their sum; ``"absolute"``, the sum of their absolute
+            values; ``"norm"``, their L2 norm.
+        sigma (float): deviation of the Gaussian, as a fraction of the shorter side of the map.
+    """
+
+    channels: Channels = "signed"
+    sigma: float = 0.0
+
+    def __str__(self) -> str:
+        name = {"signed": "signed sum", "absolute": "absolute sum", "norm": "norm"}[self.channels]
+        return f"{name}, smoothed {self.sigma:g}" if self.sigma else name
+
+    def __call__(self, attributions: Tensor) -> Tensor:
+        """Attributions (1, C, h, w) to a map (1, 1, h, w) on the CPU.
+
+        Example:
+            >>> colours = torch.tensor([-4.0, 3.0]).view(1, 2, 1, 1)
+            >>> [Reduction(channels)(colours).item() for channels in ("signed", "absolute", "norm")]
+            [-1.0, 7.0, 5.0]
+        """
+        values = attributions.detach().float().cpu()
+        if values.ndim != 4 or len(values) != 1:
+            raise ValueError(f"expected attributions (1, C, h, w), got {tuple(values.shape)}")
+        if self.channels == "norm":
+            one = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+        else:
+            one = (values.abs() if self.channels == "absolute" else values).sum(1, keepdim=True)
+        deviation = self.sigma * min(one.shape[2:])
+        if not deviation:
+            return one
+        smooth: np.ndarray = gaussian_filter(one[0, 0].numpy(), deviation, mode="nearest")
+        return torch.from_numpy(smooth)[None, None]
 
 
-def colour_magnitude(attributions: Tensor) -> Tensor:
-    """(N, 3, H, W) to (N, 1, H, W)."""
-    return attributions.abs().sum(dim=1, keepdim=True)
+SIGNED, ABSOLUTE, NORM = Reduction("signed"), Reduction("absolute"), Reduction("norm")
 
 
 def heatmap(
-    signed_map: Tensor, size: tuple[int, int], power: float = 1.0, *, signed: bool = False
+    attributions: Tensor,
+    size: tuple[int, int],
+    reduction: Reduction = SIGNED,
+    *,
+    signed: bool = False,
 ) -> np.ndarray:
-    """A method's map as the heatmap that is scored.
+    """A method's attributions as the heatmap that is scored.
 
     Args:
-        signed_map (Tensor): (1, 1, h, w).
+        attributions (Tensor): (1, C, h, w).
         size (tuple of int): height and width of the image, in pixels.
-        power (float): exponent of the map once its highest magnitude is 1.
+        reduction (Reduction): see there.
         signed (bool): signs are kept.
 
     Returns:
@@ -49,14 +84,10 @@ def heatmap(
         >>> heatmap(torch.tensor([[[[-1.0, 4.0]]]]), (1, 4)).round(2)
         array([[0., 1., 3., 4.]], dtype=float32)
     """
-    if signed_map.shape[:2] != (1, 1) or signed_map.ndim != 4:
-        raise ValueError(f"expected a map (1, 1, h, w), got {tuple(signed_map.shape)}")
-    kept = signed_map.detach().float() if signed else F.relu(signed_map.detach().float())
     # On the CPU always: interpolation kernels differ between devices.
-    resized = F.interpolate(kept.cpu(), size, mode="bilinear", align_corners=False)
-    if power != 1:
-        maximum = resized.abs().max()
-        if maximum > 0:
-            resized = resized.sign() * (resized.abs() / maximum) ** power
-    pixels: np.ndarray = resized[0, 0].numpy()
+    one = reduction(attributions)
+    kept = one if signed else F.relu(one)
+    pixels: np.ndarray = F.interpolate(kept, size, mode="bilinear", align_corners=False)[
+        0, 0
+    ].numpy()
     return pixels

@@ -16,18 +16,26 @@ from benchmarks.methods import (
     rivals,
     rivals_of_scores,
 )
+from benchmarks.methods.chosen_reductions import with_chosen_reductions
+from benchmarks.methods.last_block import at_last_block
 from benchmarks.methods.method import Method
 from captum_embed.errors import InputError
 
+_OF_LAYERS = (
+    *captum_layers.METHODS,
+    *captum_paths.METHODS_OF_LAYERS,
+    *captum_deep_lift.METHODS_OF_LAYERS,
+    *captum_lrp.METHODS_OF_LAYERS,
+    *captum_perturbation.METHODS_OF_LAYERS,
+    captum_inputs.GUIDED_GRAD_CAM,
+)
+
 METHODS: dict[str, Method] = {
-    method.name: method
+    method.name: with_chosen_reductions(method)
     for family in (
         ours.METHODS,
-        captum_layers.METHODS,
-        captum_paths.METHODS_OF_LAYERS,
-        captum_deep_lift.METHODS_OF_LAYERS,
-        captum_lrp.METHODS_OF_LAYERS,
-        captum_perturbation.METHODS_OF_LAYERS,
+        _OF_LAYERS,
+        tuple(at_last_block(method) for method in _OF_LAYERS),
         captum_inputs.METHODS,
         captum_backpropagation.METHODS,
         captum_paths.METHODS_OF_PIXELS,

@@ -39,7 +39,7 @@ def _scored(
             )
             return signed_map
 
-        return explainer(subject, attribute, lambda signed_map: signed_map)
+        return explainer(subject, attribute)
 
     return tried(build)
 
@@ -90,7 +90,7 @@ def _second_order(subject: Subject) -> Explainer:
         assert isinstance(signed_map, Tensor)
         return signed_map
 
-    return explainer(subject, attribute, lambda signed_map: signed_map)
+    return explainer(subject, attribute)
 
 
 METHODS = (

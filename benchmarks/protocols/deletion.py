@@ -115,6 +115,7 @@ class DeletionProtocol(CropProtocol):
     name = "deletion"
     title = "what the removal of a patch does to the similarity, 224 crop"
     signed = True
+    question = "why"
     brings_references = True
     figures = FIGURES
 

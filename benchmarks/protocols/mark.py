@@ -113,6 +113,7 @@ class MarkProtocol(CropProtocol):
 
     name = "mark"
     title = "share in a mark that the network rests on, or not, 224 crop"
+    question = "why"
     brings_references = True
     networks = NETWORKS
     figures = FIGURES

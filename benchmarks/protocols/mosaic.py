@@ -91,6 +91,7 @@ class MosaicProtocol(CropProtocol):
 
     name = "mosaic"
     title = "cell of the reference's class in mosaics of four 224 crops"
+    question = "why"
     brings_references = True
     figures = FIGURES
 

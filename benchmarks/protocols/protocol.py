@@ -122,6 +122,8 @@ class EvaluationProtocol(ABC):
         shows (str): protocols of which this is the same show the same pixels, and share what is
             prepared from them.
         signed (bool): heatmaps keep their signs; without it they go through a ReLU.
+        question (str): ``"where"`` the object is, or ``"why"``, what the match rests on; which
+            reductions of the attributions are used was chosen for each.
         brings_references (bool): its questions have references of their own, and no tuples are
             mined for it.
         networks (tuple of str): those that it compares, which are trained for it; the maps of
@@ -134,6 +136,7 @@ class EvaluationProtocol(ABC):
     title: ClassVar[str]
     shows: str
     signed: ClassVar[bool] = False
+    question: ClassVar[str] = "where"
     brings_references: ClassVar[bool] = False
     networks: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()

@@ -131,6 +131,7 @@ class SwapProtocol(CropProtocol):
     name = "swap"
     title = "swap game: object or background replaced, 224 crop"
     signed = True
+    question = "why"
     brings_references = True
     figures = FIGURES
     curves = CURVES

@@ -210,7 +210,9 @@ class Bench:
         """The heatmap (H, W) of one method; the same for the same seed, query and method."""
         method, explain = self.explainers[name]
         size = (query.image.shape[2], query.image.shape[3])
-        return heatmap(explain(query), size, method.map_power, signed=self.protocol.signed)
+        signed = self.protocol.signed
+        reduction = method.reduction(self.protocol.question, signed=signed)
+        return heatmap(explain(query), size, reduction, signed=signed)
 
     def measure(self, item: Item) -> dict[str, Any]:
         """Measures of every method and floor on one item; ``{"left_out": reason}`` without any."""
@@ -227,7 +229,7 @@ class Bench:
             "methods": {
                 name: self._measure_method(name, item.key, asked, frame)
                 for name in self.explainers
-                if self._wants(name, item.key)
+                if self.wants(name, item.key)
             },
         }
 
@@ -235,7 +237,8 @@ class Bench:
         queries = self.queries_of(key, frame)
         return Asked(self, queries, *self._forward(queries[0]))
 
-    def _wants(self, name: str, key: str) -> bool:
+    def wants(self, name: str, key: str) -> bool:
+        """Whether a method is run on the item of that key."""
         slow = self.explainers[name][0].cost == "slow"
         return not slow or self.plan.slow_keys is None or key in self.plan.slow_keys
 

@@ -81,11 +81,11 @@ def localize(
     with RunFolder(settings.output, own) as run:
         data = survey(data, progress=settings.progress)
         plan = plan_of(settings, device, run.cache)
-        works = _works(settings, plan, network, data)
+        works = items_of(settings, plan, network, data)
         prepare(settings, plan, forward, layer, data)
         prepare_networks(settings, plan, data, settings.mark_steps)
         if settings.slow_limit is not None:
-            plan = replace(plan, slow_keys=_slow_keys(settings, works))
+            plan = replace(plan, slow_keys=slow_keys(settings, works))
         evaluate(settings, plan, run, works)
         return report(settings, plan, run, data, works, table)
 
@@ -124,7 +124,7 @@ def plan_of(settings: ExplainSettings, device: torch.device, cache: Path) -> Eva
     return plan
 
 
-def _works(
+def items_of(
     settings: LocalizeSettings, plan: EvaluationPlan, network: nn.Module, data: DataChoice
 ) -> list[Work]:
     """The items of all protocols."""
@@ -145,7 +145,7 @@ def _works(
     return Work.of({name: PROTOCOLS[name].items(source) for name in plan.protocols})
 
 
-def _slow_keys(settings: LocalizeSettings, works: Sequence[Work]) -> frozenset[str]:
+def slow_keys(settings: LocalizeSettings, works: Sequence[Work]) -> frozenset[str]:
     """The items of each protocol that slow methods are run on."""
     keys: set[str] = set()
     for name in settings.protocols:

@@ -180,7 +180,8 @@ def _panel(bench: Bench, method: Method, record: ImageRecord) -> Panel:
     image = bench.protocol.show(load_rgb(record)) if frame is None else frame.image
     explain = method.build(bench.subject)
     query = bench.query(record.key, image)
-    pixels = heatmap(explain(query), (image.shape[1], image.shape[2]), method.map_power)
+    reduction = method.reduction(bench.protocol.question)
+    pixels = heatmap(explain(query), (image.shape[1], image.shape[2]), reduction)
     box = None if frame is None else frame.box
     return Panel(
         image=_pixels(image),

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -34,7 +33,7 @@ from benchmarks.core.seeding import sample, seed_of, seeded
 from benchmarks.core.settings import as_command, as_json, positive_int, setting
 from benchmarks.datasets.choice import DataChoice, survey
 from benchmarks.datasets.records import ImageRecord, ImageSet, load_rgb
-from benchmarks.methods import select
+from benchmarks.methods import heatmap, select
 from benchmarks.metrics.bootstrap import bootstrap_interval
 from benchmarks.metrics.complexity import complexity_rise
 from benchmarks.networks.build import build_network
@@ -195,17 +194,14 @@ class Maps:
 
 def _maps(bench: Bench, name: str, key: str, image: Tensor) -> Maps:
     """A method's map at the size of the crop."""
-    _, explain = bench.explainers[name]
+    method, explain = bench.explainers[name]
     with seeded(seed_of(bench.plan.seed, PROTOCOL, key), bench.device):
-        attributions = explain(bench.query(key, image, Question())).detach().float().cpu()
-    if not torch.isfinite(attributions).all():
-        attributions = torch.zeros_like(attributions)
+        attributions = explain(bench.query(key, image, Question()))
+    reduced = method.reduction(bench.protocol.question)(attributions)
+    if not torch.isfinite(reduced).all():
+        reduced = torch.zeros_like(reduced)
     size = (image.shape[1], image.shape[2])
-    signed, magnitude = (
-        F.interpolate(one, size, mode="bilinear", align_corners=False)[0, 0].numpy()
-        for one in (attributions, attributions.abs())
-    )
-    return Maps(signed, magnitude)
+    return Maps(heatmap(reduced, size, signed=True), heatmap(reduced.abs(), size))
 
 
 def summary(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from benchmarks.methods import Query, Subject
 from benchmarks.methods.match import Match
+from benchmarks.methods.method import RECOMMENDED_LAYER
 from benchmarks.networks.build import EmbeddingNetwork
 from captum_embed import WeightBank
 
@@ -57,7 +58,8 @@ def tiny_subject() -> Subject:
         labels=torch.arange(12) // 3,
     )
     forward = Match(network).eval()
-    return Subject(forward, network.features, bank, budget=24, seed=5)
+    other_layers = {RECOMMENDED_LAYER: network.features.pool}
+    return Subject(forward, network.features, bank, other_layers=other_layers, budget=24, seed=5)
 
 
 @pytest.fixture(scope="session")

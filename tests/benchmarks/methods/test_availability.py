@@ -87,5 +87,5 @@ def test_a_map_that_is_none_is_refused() -> None:
     subject = subject_of(Pooled())
     with pytest.raises(MethodUnavailableError, match="NaN or infinite"):
         tried(lambda _: constant(torch.nan))(subject)
-    with pytest.raises(MethodUnavailableError, match=r"gives shape \(1, 4, 2, 2\)"):
-        tried(lambda _: constant(1.0, channels=4))(subject)
+    with pytest.raises(MethodUnavailableError, match=r"gives shape \(2, 4, 2, 2\)"):
+        tried(lambda _: lambda query: torch.ones(2, 4, 2, 2))(subject)

@@ -117,7 +117,7 @@ def test_deep_lift_sums_to_the_change_of_the_match(
     torch.testing.assert_close(attributions.sum(), change, rtol=1e-3, atol=1e-5)
     # The entry is this, with its colours reduced.
     expected = attributions.detach().abs().sum(1, keepdim=True)
-    entry = METHODS["deep_lift"].build(tiny_subject)(tiny_query)
+    entry = METHODS["deep_lift"].customary(METHODS["deep_lift"].build(tiny_subject)(tiny_query))
     torch.testing.assert_close(entry, expected)
 
 
@@ -160,7 +160,9 @@ def test_captum_on_the_network_as_it_is_would_miss_the_change(
 def test_layer_deep_lift_sums_to_the_change_of_the_loss(
     tiny_subject: Subject, tiny_query: Query
 ) -> None:
-    signed = METHODS["layer_deep_lift"].build(tiny_subject)(tiny_query)
+    signed = METHODS["layer_deep_lift"].customary(
+        METHODS["layer_deep_lift"].build(tiny_subject)(tiny_query)
+    )
     change = change_of_match(tiny_subject, tiny_query)
     torch.testing.assert_close(signed.sum(), change, rtol=1e-3, atol=1e-5)
 
@@ -175,8 +177,10 @@ def test_the_shap_variants_average_over_the_plain_baselines(
     monkeypatch.setattr(
         captum_deep_lift, "plain_images", lambda image, n: torch.zeros(n, *image.shape[1:])
     )
-    shap = METHODS[name].build(tiny_subject)(tiny_query)
-    single = METHODS[name.removesuffix("_shap")].build(tiny_subject)(tiny_query)
+    shap = METHODS[name].customary(METHODS[name].build(tiny_subject)(tiny_query))
+    single = METHODS[name.removesuffix("_shap")].customary(
+        METHODS[name.removesuffix("_shap")].build(tiny_subject)(tiny_query)
+    )
     torch.testing.assert_close(shap, single, rtol=1e-4, atol=1e-6)
 
 
@@ -190,7 +194,9 @@ def test_on_a_network_that_captum_supports_it_is_captum_s_deep_lift(tiny_query: 
         torch.zeros_like(tiny_query.image),
         additional_forward_args=tiny_query.references,
     )
-    entry = METHODS["deep_lift"].build(Subject(forward, network[1]))(tiny_query)
+    entry = METHODS["deep_lift"].customary(
+        METHODS["deep_lift"].build(Subject(forward, network[1]))(tiny_query)
+    )
     torch.testing.assert_close(entry, by_hand.detach().abs().sum(1, keepdim=True))
 
 

@@ -70,9 +70,11 @@ def test_relevance_is_that_of_the_rule_s_definition(
     bias_free_subject: Subject, small_query: Query
 ) -> None:
     of_layer, of_pixels = relevances_by_definition(bias_free_subject, small_query)
-    layer_map = METHODS["layer_lrp"].build(bias_free_subject)(small_query)
+    layer_map = METHODS["layer_lrp"].customary(
+        METHODS["layer_lrp"].build(bias_free_subject)(small_query)
+    )
     np.testing.assert_allclose(layer_map[0, 0], of_layer[0].sum(0), rtol=1e-3, atol=1e-5)
-    pixel_map = METHODS["lrp"].build(bias_free_subject)(small_query)
+    pixel_map = METHODS["lrp"].customary(METHODS["lrp"].build(bias_free_subject)(small_query))
     expected = np.abs(of_pixels[0]).sum(0)
     assert expected.max() > 1e-3
     np.testing.assert_allclose(pixel_map[0, 0], expected, rtol=1e-2, atol=1e-4)
@@ -81,7 +83,9 @@ def test_relevance_is_that_of_the_rule_s_definition(
 def test_without_biases_relevance_is_conserved_down_to_the_layer(
     bias_free_subject: Subject, tiny_query: Query
 ) -> None:
-    signed = METHODS["layer_lrp"].build(bias_free_subject)(tiny_query)
+    signed = METHODS["layer_lrp"].customary(
+        METHODS["layer_lrp"].build(bias_free_subject)(tiny_query)
+    )
     references, foils = tiny_query.references
     with torch.no_grad():
         embedding = bias_free_subject.network(tiny_query.image)
@@ -108,5 +112,5 @@ def test_an_operation_without_a_rule_is_named() -> None:
 def test_nothing_is_left_on_the_modules(tiny_subject: Subject, tiny_query: Query) -> None:
     network = tiny_subject.network
     before = {module: set(vars(module)) for module in network.modules()}
-    METHODS["lrp"].build(tiny_subject)(tiny_query)
+    METHODS["lrp"].customary(METHODS["lrp"].build(tiny_subject)(tiny_query))
     assert {module: set(vars(module)) for module in network.modules()} == before

@@ -44,7 +44,7 @@ def test_occlusion_is_the_mean_over_the_windows_that_hide_a_pixel(
             times[hidden] += 1
     assert times.min() >= 1
     assert len(tops) * len(lefts) < tiny_subject.budget
-    entry = METHODS["occlusion"].build(tiny_subject)(tiny_query)
+    entry = METHODS["occlusion"].customary(METHODS["occlusion"].build(tiny_subject)(tiny_query))
     # All three colours hide together, and each is given the whole difference.
     np.testing.assert_allclose(entry[0, 0], 3 * np.abs(total / times), atol=1e-5)
 
@@ -59,7 +59,9 @@ def test_feature_ablation_is_the_match_without_a_superpixel(
         hidden = parts == part
         change = whole - loss(tiny_subject, without(tiny_query.image, hidden), tiny_query)
         expected[hidden] = 3 * abs(change)
-    entry = METHODS["feature_ablation"].build(tiny_subject)(tiny_query)
+    entry = METHODS["feature_ablation"].customary(
+        METHODS["feature_ablation"].build(tiny_subject)(tiny_query)
+    )
     torch.testing.assert_close(entry, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -84,7 +86,9 @@ def test_layer_feature_ablation_is_the_match_without_a_position(
             ablated = activation.clone()
             ablated[..., row, column] = 0
             expected[..., row, column] = match_of(activation) - match_of(ablated)
-    entry = METHODS["layer_feature_ablation"].build(subject)(tiny_query)
+    entry = METHODS["layer_feature_ablation"].customary(
+        METHODS["layer_feature_ablation"].build(subject)(tiny_query)
+    )
     # Every channel of a position is given the position's difference.
     torch.testing.assert_close(entry / activation.shape[1], expected, atol=1e-5, rtol=1e-3)
 
@@ -92,7 +96,9 @@ def test_layer_feature_ablation_is_the_match_without_a_position(
 def test_a_small_budget_ablates_blocks_of_the_layer(
     tiny_subject: Subject, tiny_query: Query
 ) -> None:
-    entry = METHODS["layer_feature_ablation"].build(replace(tiny_subject, budget=12))(tiny_query)
+    entry = METHODS["layer_feature_ablation"].customary(
+        METHODS["layer_feature_ablation"].build(replace(tiny_subject, budget=12))(tiny_query)
+    )
     side = block_side((9, 11), 9)
     assert entry.shape[2:] == (9, 11)
     assert side == 4

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from benchmarks.methods import METHODS, Query, Subject
 from benchmarks.methods.match import Match
+from benchmarks.methods.method import RECOMMENDED_LAYER
 from captum_embed import WeightBank
 
 pytest.importorskip("efficientnet_lite_pytorch")
@@ -23,7 +24,8 @@ def lite0_subject() -> Subject:
         torch.randn(8, 1280, generator=generator),
         labels=torch.arange(8) // 2,
     )
-    return Subject(Match(network).eval(), network.features, bank, budget=12)
+    block = {RECOMMENDED_LAYER: network.recommended_layer}
+    return Subject(Match(network).eval(), network.features, bank, other_layers=block, budget=8)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +38,14 @@ def lite0_query() -> Query:
 
 # They take a vision transformer: test_attention_methods.py
 OF_ATTENTION = {"le_grad", "gradient_attention_rollout"}
+# Those that rewrite the network; all others are tried at another layer in test_all_methods.py.
+REWRITING = {"layer_deep_lift_block", "layer_lrp_block"}
 OTHERS = [
     n
     for n, m in METHODS.items()
-    if (m.family.startswith("captum") or m.family == "rival") and n not in OF_ATTENTION
+    if (m.family.startswith("captum") or m.family == "rival")
+    and n not in OF_ATTENTION
+    and (n in REWRITING or not n.endswith("_block"))
 ]
 
 
