@@ -23,7 +23,8 @@ from benchmarks.methods import METHODS, Method, heatmap, select
 from benchmarks.methods.chosen_reductions import save
 from benchmarks.methods.reductions import Channels, Reduction
 from benchmarks.metrics.figures import Figure
-from benchmarks.networks.build import build_network, find_layer
+from benchmarks.networks.build import build_network
+from benchmarks.networks.layers import find_layer
 from benchmarks.protocols.protocol import Frame
 from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.results.files import package_versions
@@ -83,7 +84,7 @@ def choose_reductions(settings: ReductionSettings) -> Path:
     device = chosen_device(settings.device)
     network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
     network = network.to(device)
-    layer = find_layer(network, settings.layer)
+    layer = find_layer(network, settings.layer, settings.layout)
     forward = TripletForward(network, margin=settings.margin).eval()
     require_writable_folder(settings.output, "--output")
     data = chosen_data(settings)

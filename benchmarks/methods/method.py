@@ -146,6 +146,11 @@ class Method:
         """The layers that it explains besides the run's, as in `BankSpec`."""
         return self.layers if self.bank is None else (*self.layers, self.bank.layer)
 
+    @property
+    def all_reductions(self) -> dict[str, str]:
+        """The customary one and those chosen, by the question, in words."""
+        return {"customary": str(self.customary), **{q: str(r) for q, r in self.reductions.items()}}
+
     def reduction(self, question: str, *, signed: bool = False) -> Reduction:
         """Of its attributions; where signs are asked for, nothing is made absolute or smoothed."""
         if signed:

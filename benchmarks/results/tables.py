@@ -196,16 +196,20 @@ def table_rows(results: Mapping[str, Any], *, compact: bool = False) -> list[lis
     """Heading row, then a row per method; columns that nobody fills are left out.
 
     Args:
-        results (Mapping): of a run: ``figures``, ``methods`` and ``summary``.
+        results (Mapping): of a run: ``figures``, ``methods``, with the reductions of their
+            channels where they are stated, and ``summary``.
         compact (bool): as for a terminal: fewer columns, and intervals as ±.
     """
-    titles = {method["name"]: method["title"] for method in results["methods"]}
+    about = {method["name"]: method for method in results["methods"]}
+    stated = not compact and any("reduction" in method for method in about.values())
     shown = filled_columns(results, compact=compact)
-    rows = [["method", *(column.heading for column in shown)]]
+    headings = ["method", *(["reduction"] if stated else [])]
+    rows = [[*headings, *(column.heading for column in shown)]]
     for name, numbers in results["summary"].items():
         cells = [cell_of(column, numbers) for column in shown]
         texts = [cell.compact() if compact else cell.full() for cell in cells]
-        rows.append([titles[name], *texts])
+        reduction = [about[name].get("reduction", MISSING)] if stated else []
+        rows.append([about[name]["title"], *reduction, *texts])
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from benchmarks.core.seeding import sample
 from benchmarks.core.settings import as_command, as_json
 from benchmarks.datasets.choice import DataChoice, choose_data, survey
 from benchmarks.methods import select
+from benchmarks.methods.reductions import Reduction
 from benchmarks.networks.build import build_network
 from benchmarks.networks.layers import find_layer
 from benchmarks.protocols.protocol import Source
@@ -187,11 +188,13 @@ def identity(
     chosen = as_json(settings, only_changing_results=True)
     # Where files lie is not what they hold; core, fast and all may come to mean other methods.
     del chosen["checkpoint"], chosen["data"]
-    chosen["methods"] = [method.name for method in select(settings.methods)]
+    methods = select(settings.methods)
+    chosen["methods"] = [method.name for method in methods]
     chosen["train_classes"] = str(data.train_classes)
     chosen["test_classes"] = str(data.test_classes)
     return {
         **chosen,
+        "reductions": {method.name: method.all_reductions for method in methods},
         "workers": getattr(settings, "workers", 1),
         "threads": threads,
         "device": str(device),
@@ -271,7 +274,7 @@ def report(
     """Write the results and figures, and print the table and where they are."""
     evaluator = Evaluator(plan)
     images = ImageTable.from_records(run.records())
-    about = _about_methods(plan.methods, evaluator.unavailable, images.methods())
+    about = _about_methods(plan, evaluator.unavailable, images.methods())
     main = main_method(about)
     names = [method["name"] for method in about if not method["unavailable"]]
     tried = _num_tried(works, plan.protocols)
@@ -357,9 +360,10 @@ def draw_figures(
 
 
 def _about_methods(
-    chosen: tuple[str, ...], unavailable: dict[str, str], measured: set[str]
+    plan: EvaluationPlan, unavailable: dict[str, str], measured: set[str]
 ) -> list[dict[str, Any]]:
     """The methods, and the floors that some protocol of the run measured."""
+    protocols = [PROTOCOLS[name] for name in plan.protocols]
     about: list[dict[str, Any]] = [
         {
             "name": method.name,
@@ -367,9 +371,10 @@ def _about_methods(
             "family": method.family,
             "explains": method.explains,
             "cost": method.cost,
+            "reduction": _listed(method.reduction(p.question, signed=p.signed) for p in protocols),
             "unavailable": unavailable.get(method.name),
         }
-        for method in select(chosen)
+        for method in select(plan.methods)
     ]
     about += [
         {"name": name, "title": title, "family": "floor", "unavailable": None}
@@ -377,3 +382,7 @@ def _about_methods(
         if name in measured
     ]
     return about
+
+
+def _listed(reductions: Iterable[Reduction]) -> str:
+    return " / ".join(dict.fromkeys(map(str, reductions)))

@@ -19,6 +19,7 @@ from benchmarks.core.seeding import sample
 from benchmarks.core.settings import INTERRUPTED
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import load_rgb
+from benchmarks.methods import select
 from benchmarks.metrics.figures import Figure
 from benchmarks.protocols.protocol import (
     Embed,
@@ -249,12 +250,18 @@ def test_the_csv_and_the_markdown_table_have_a_row_per_method(finished: str) -> 
     assert sum(line.startswith("|") for line in table) == 2 + len(results()["summary"])
 
 
-def test_our_gradient_scores_as_captum_s_layer_grad_cam(finished: str) -> None:
-    for figure in (("attention", "score"), ("boxes", "max_box_acc")):
-        ours, captums = (
-            value(results(), name, *figure) for name in ("ours_gradient", "layer_grad_cam")
-        )
-        assert ours == pytest.approx(captums, abs=1e-4)
+def test_the_table_states_each_method_s_reduction(finished: str) -> None:
+    stated = {method["title"]: method.get("reduction", "-") for method in results()["methods"]}
+    (captums,) = select(["layer_grad_cam"])
+    assert stated["LayerGradCam"] == captums.all_reductions["where"]
+    assert stated["Centre box, 65% of each side"] == "-"
+    heading, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:3]]
+        for line in Path("run/results.md").read_text().splitlines()
+        if line.startswith("|")
+    )
+    assert heading == ["method", "reduction"]
+    assert dict(rows) == {title: stated[title] for title, _ in rows}
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(

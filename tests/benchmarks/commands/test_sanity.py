@@ -9,6 +9,8 @@ from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.core.settings import INTERRUPTED
+from benchmarks.methods import select
+from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.runs import sanity
 
 NETWORK = """
@@ -164,8 +166,9 @@ def test_the_absolute_map_is_compared_at_the_size_of_the_crop(place: Path) -> No
         seed = 0
 
     class Bench:
-        plan, device = Plan(), torch.device("cpu")
-        explainers = {"m": (None, lambda query: torch.tensor([[[[-2.0, 1.0]]]]))}  # noqa: RUF012
+        plan, device, protocol = Plan(), torch.device("cpu"), PROTOCOLS["boxes"]
+        (method,) = select(["layer_grad_cam_loss"])
+        explainers = {"m": (method, lambda query: torch.tensor([[[[-2.0, 1.0]]]]))}  # noqa: RUF012
 
         def query(self, key: str, image: torch.Tensor, question: Any) -> None:
             return None
