@@ -239,21 +239,51 @@ def test_channels_first_is_drawn_and_no_other_layout(make, layer):
             EmbeddingLayerGradCam(network, layer, layout=other).attribute(x, 0)
 
 
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        (nn.Conv1d(3, 4, 3), (2, 3, 20)),
-        (nn.Conv3d(3, 4, 3), (2, 3, 6, 7, 8)),
-        (nn.Tanh(), (2, 3, 9)),
-    ],
-)
-def test_convolutions_of_one_and_three_dimensions(layer, shape):
-    def forward(x):
-        return layer(x).square().flatten(1).mean(1)
+class OfSignals(nn.Module):
+    """Two convolutions of one, two or three dimensions, pooled over all places."""
 
-    maps = EmbeddingLayerGradCam(forward, layer).attribute(torch.randn(shape))
-    assert maps.dim() == len(shape)
-    assert maps.shape[:2] == (2, 1)
+    explains = "match"
+
+    def __init__(self, dims):
+        super().__init__()
+        torch.manual_seed(dims)
+        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        self.layer = nn.Sequential(conv(2, 4, 3, stride=2), nn.Tanh(), conv(4, 6, 2), nn.Tanh())
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, signals):
+        return self.head(self.layer(signals).flatten(2).mean(2))
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(9,), (32,), (8, 12), (7, 9, 11), (12, 8, 6)],
+    ids=lambda size: "x".join(map(str, size)),
+)
+def test_convolutions_of_one_to_three_dimensions(size):
+    encoder = OfSignals(len(size)).eval()
+    signals = torch.randn(4, 2, *size)
+    # All places have the gradient of the mean: head's row by 1 / places.
+    activations = encoder.layer(signals).detach()
+    weights = (encoder.head.weight[0] / activations[0, 0].numel()).expand(4, -1)
+    shape = (-1, 6, *[1] * len(size))
+    expected = (weights.reshape(shape) * activations).sum(1, keepdim=True)
+    grad_cam = EmbeddingLayerGradCam(encoder, encoder.layer)
+    torch.testing.assert_close(grad_cam.grad_weights(signals, 0), weights)
+    torch.testing.assert_close(grad_cam.attribute(signals, 0), expected)
+
+    data = list(zip(signals, [0, 0, 1, 1], strict=True))
+    forward = TripletForward(encoder, margin=9.0)
+    bank = build_weight_bank(forward, encoder.layer, data, progress=False)
+    embeddings = encoder(signals).detach()
+    # All tuples: of each, minus the mean over its negatives of d(a, p) - d(a, n).
+    for n, (p, negatives) in enumerate([(1, [2, 3]), (0, [2, 3]), (3, [0, 1]), (2, [0, 1])]):
+        slope = 2 * (embeddings[p] - embeddings[negatives].mean(0))
+        own = slope @ encoder.head.weight / activations[0, 0].numel()
+        torch.testing.assert_close(bank.weights[n], own)
+    transfer = EmbeddingLayerGradCam(forward, encoder.layer, weight_bank=bank)
+    borrowed = (bank.weights.reshape(shape) * activations).sum(1, keepdim=True)
+    torch.testing.assert_close(transfer.attribute(signals), borrowed)
 
 
 def test_tokens_with_the_batch_second_are_refused():

@@ -1,4 +1,4 @@
-"""SBSM against xaitk-saliency's formula with scipy's distances, window by window."""
+"""SBSM against xaitk-saliency, and its formula with scipy's distances, window by window."""
 
 import numpy as np
 import pytest
@@ -61,6 +61,34 @@ def test_equals_xaitks_formula(score, window, stride, fill):
     for n in range(2):
         expected = by_xaitk(score.encoder, images[n], references[n], window, stride, fill)
         np.testing.assert_allclose(actual[n, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride"), [((3, 4), (3, 4)), ((3, 4), (2, 3)), ((4, 2), (1, 2))]
+)
+def test_equals_the_installed_xaitk_saliency(score, window, stride):
+    scoring = pytest.importorskip(
+        "xaitk_saliency.impls.gen_descriptor_sim_sal.similarity_scoring",
+        reason="xaitk-saliency is not installed",
+    )
+    from xaitk_saliency.impls.perturb_image.sliding_window import SlidingWindow
+
+    image, references = normal(1, 3, 9, 12), normal(2, 3, seed=2)
+    if window == stride:  # Theirs and ours lie at the same places.
+        masks = SlidingWindow(window, stride).perturb(np.zeros((9, 12)))
+    else:
+        masks = np.ones((0, 9, 12), bool)
+        for top, bottom in places(9, window[0], stride[0]):
+            for left, right in places(12, window[1], stride[1]):
+                masks = np.concatenate([masks, np.ones((1, 9, 12), bool)])
+                masks[-1, top:bottom, left:right] = False
+    with torch.no_grad():
+        hidden = score.encoder(image * torch.from_numpy(masks)[:, None]).numpy()
+        own = score.encoder(image)[0].numpy()
+    theirs = scoring.SimilarityScoring().generate(own, references.numpy(), hidden, masks)
+    for reference, expected in zip(references, theirs, strict=True):
+        found = SBSM(score).attribute(image, reference[None], window=window, stride=stride)
+        np.testing.assert_allclose((found / found.max())[0, 0], expected, atol=1e-6)
 
 
 def test_drops_the_gains_that_occlusion_keeps(score):
