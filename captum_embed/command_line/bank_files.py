@@ -1,4 +1,4 @@
-"""``captum-embed bank info``, ``verify`` and ``merge``: banks that are there already."""
+"""``captum-embed bank info``, ``verify``, ``merge`` and ``drop``: banks that are there already."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ from typing import Any
 import torch
 
 from captum_embed.command_line.images import printable
-from captum_embed.command_line.preparation import CLASS_NAMES, PREPROCESSING, class_names
+from captum_embed.command_line.preparation import (
+    CLASS_NAMES,
+    PREPROCESSING,
+    class_names,
+    excluded,
+)
 from captum_embed.errors import BankFileError, BankMismatchError, InputError
 from captum_embed.weight_bank import WeightBank
+from captum_embed.weight_bank.files import read_manifest
 
 
 def run(parsed: argparse.Namespace) -> tuple[Any, str]:
     """Runs one of the commands; what the banks hold, and what a person is told."""
     if parsed.action == "merge":
         return _merge(parsed)
+    if parsed.action == "drop":
+        return _drop(parsed)
     found = [facts_of(Path(path), verify=parsed.action == "verify") for path in parsed.banks]
     if parsed.action == "info":
         return found, "\n\n".join(map(told, found))
@@ -40,18 +48,23 @@ def facts_of(path: Path, *, verify: bool = False) -> dict[str, Any]:
         BankFileError: It is no bank, or is damaged.
     """
     bank = WeightBank.load(path, verify=verify)
+    manifest = read_manifest(path)
     metadata = dict(bank.metadata)
     classes = class_names(bank)
     metadata.pop(CLASS_NAMES, None)
+    dropped = sum(stop - first for shard in manifest.shards for first, stop in shard.dropped)
     return {
         "bank": str(path),
         "entries": len(bank),
         "embedding_dim": bank.embedding_dim,
         "channels": bank.num_channels,
-        "dtype": str(bank.weights.dtype).removeprefix("torch."),
+        "top_channels": manifest.top_channels,
+        "dtype": manifest.weight_dtype,
+        "embedding_dtype": manifest.embedding_dtype,
         "bytes": sum(file.stat().st_size for file in path.iterdir()),
-        "labels": bank.labels is not None,
-        "keys": bank.keys is not None,
+        "dropped": dropped,
+        "labels": manifest.has_labels,
+        "keys": manifest.has_keys,
         "classes": classes,
         **metadata,
     }
@@ -118,8 +131,17 @@ def _merge(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     except InputError as error:
         advice = "" if parsed.prefix_keys else "; --prefix-keys tells keys of one name apart"
         raise InputError(f"{error}{advice}") from error
+    if parsed.top_channels or parsed.embeddings:
+        joined = joined.compact(parsed.top_channels, embeddings=parsed.embeddings)
     joined.save(parsed.output)
     facts = facts_of(Path(parsed.output))
+    return facts, told(facts)
+
+
+def _drop(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    names = excluded(WeightBank.load(parsed.bank, verify=False), parsed.names, "drop")
+    WeightBank.drop_from(parsed.bank, names or [])
+    facts = facts_of(Path(parsed.bank))
     return facts, told(facts)
 
 
@@ -141,5 +163,5 @@ def _with_common_classes(banks: list[WeightBank], named: list[list[str]]) -> lis
                 raise BankFileError("a bank has labels without a name; build it again")
             labels = torch.tensor([numbers[name] for name in own])[labels]
         metadata = {**bank.metadata, CLASS_NAMES: json.dumps(names)}
-        found.append(WeightBank(bank.embeddings, bank.weights, labels, bank.keys, metadata))
+        found.append(bank._relabelled(labels, metadata))
     return found

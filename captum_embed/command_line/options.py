@@ -176,7 +176,12 @@ def _add_bank_actions(actions: Any) -> None:
         actions, "merge", "one bank of several",
         "Writes one bank with the entries of several, which must be of one network and layer.\n"
         "Classes of one name become one class.",
-        "example:\n  captum-embed bank merge 2024.bank 2025.bank --output all.bank",
+        "examples:\n  captum-embed bank merge 2024.bank 2025.bank --output all.bank\n"
+        "  Add the second to the first, whose files stay as they are:\n"
+        "    captum-embed bank merge all.bank 2026.bank --output all.bank --force\n"
+        "  A compact copy:\n"
+        "    captum-embed bank merge all.bank --top-channels 50 --embeddings float16 \\\n"
+        "        --output small.bank",
         "bank_files",
     )  # fmt: skip
     merge.add_argument("banks", nargs="+", metavar="DIR", help="folder of a bank")
@@ -184,7 +189,24 @@ def _add_bank_actions(actions: Any) -> None:
         "--prefix-keys", action="store_true",
         help="put the name of a bank's folder in front of its keys, where banks share keys",
     )  # fmt: skip
+    merge.add_argument(
+        "--top-channels", type=_count, metavar="K",
+        help="keep the K weights of largest magnitude of each entry, in half precision",
+    )  # fmt: skip
+    merge.add_argument(
+        "--embeddings", choices=("float16", "bfloat16"),
+        help="keep embeddings in fewer bits (default: as they are)",
+    )  # fmt: skip
     _add_output(merge, None, "replace a bank that is there")
+    drop = _command(
+        actions, "drop", "take entries out",
+        "Takes entries out of a bank, by their keys or classes. Its files stay as they are: the\n"
+        "manifest notes which rows are entries no more.",
+        "example:\n  captum-embed bank drop birds.bank wren jay/3.png",
+        "bank_files",
+    )  # fmt: skip
+    drop.add_argument("bank", metavar="DIR", help="folder of the bank")
+    drop.add_argument("names", nargs="+", metavar="NAME", help="keys, or classes")
     neighbors = _command(
         actions, "neighbors", "whose weights would be borrowed?",
         "Prints the bank entries nearest to each image: key, class and Euclidean distance.",

@@ -221,7 +221,9 @@ def class_names(bank: WeightBank) -> list[str] | None:
     return names
 
 
-def excluded(bank: WeightBank, names: Sequence[str] | None) -> list[str | int] | None:
+def excluded(
+    bank: WeightBank, names: Sequence[str] | None, option: str = "--exclude"
+) -> list[str | int] | None:
     """What the library excludes, for names of keys or classes.
 
     Raises:
@@ -234,7 +236,7 @@ def excluded(bank: WeightBank, names: Sequence[str] | None) -> list[str | int] |
     unknown = [name for name in names if name not in keys and name not in classes]
     if unknown:
         raise InputError(
-            f"--exclude {printable(unknown[0])}: the bank has no key and no class of this name"
+            f"{option} {printable(unknown[0])}: the bank has no key and no class of this name"
         )
     # The class, where a name is both: it holds the key.
     return [classes.get(name, name) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from types import MappingProxyType
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from captum_embed.encoders import version_of
 from captum_embed.errors import BankFileError, InputError
-from captum_embed.weight_bank.entries import Entries, checked_entries
+from captum_embed.weight_bank.entries import Entries, checked_entries, given
 from captum_embed.weight_bank.on_disk import BankOnDisk
 from captum_embed.weight_bank.rows import Rows
 from captum_embed.weight_bank.search import RowFacts, nearest_rows, require_queries, row_facts
@@ -79,6 +80,12 @@ class WeightBank(BankOnDisk):
         bank._entries = entries
         bank._known_facts = None
         return bank
+
+    def _relabelled(self, labels: Tensor | None, metadata: Mapping[str, str]) -> WeightBank:
+        """These entries with other labels (B,) and metadata; a file with these labels stays."""
+        source = None if labels is None else given(labels)
+        entries = replace(self._entries, label_source=source, metadata=dict(metadata))
+        return WeightBank._of(entries)
 
     def __len__(self) -> int:
         return len(self._entries.embeddings)

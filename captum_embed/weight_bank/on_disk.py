@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -15,8 +15,7 @@ from captum_embed.weight_bank.rows import CompactRows
 from captum_embed.weight_bank.selection import allowed_entries, joined_entries, selected_entries
 from captum_embed.weight_bank.storage import update_bank, write_bank
 
-if TYPE_CHECKING:
-    from captum_embed.weight_bank.bank import WeightBank
+Bank = TypeVar("Bank", bound="BankOnDisk")
 
 
 class BankOnDisk:
@@ -25,7 +24,7 @@ class BankOnDisk:
     _entries: Entries
 
     @classmethod
-    def _of(cls, entries: Entries) -> WeightBank:
+    def _of(cls: type[Bank], entries: Entries) -> Bank:
         raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str], max_shard_size: int | str = "2GB") -> None:
@@ -59,8 +58,8 @@ class BankOnDisk:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], mmap: bool = True, *, verify: bool = True
-    ) -> WeightBank:
+        cls: type[Bank], path: str | os.PathLike[str], mmap: bool = True, *, verify: bool = True
+    ) -> Bank:
         """Reads a bank that :meth:`save` wrote, onto the CPU.
 
         Args:

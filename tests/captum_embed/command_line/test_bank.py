@@ -116,6 +116,36 @@ def test_merging_keeps_classes_by_their_names(
     assert both["entries"] == 12
 
 
+def test_a_bank_is_made_compact_grows_and_shrinks_where_it_is(
+    birds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(4):
+        draw(birds / "more" / ("finch", "wren")[seed % 2] / f"{20 + seed}.png", 20 + seed)
+    build(capsys, "birds", "a")
+    build(capsys, "more", "b")
+    smaller = ("--top-channels", "2", "--embeddings", "float16")
+    for name in ("a", "b"):
+        facts = printed(capsys, "bank", "merge", name, "--output", f"small.{name}", *smaller)
+        assert (facts["top_channels"], facts["dtype"]) == (2, "float16")
+    assert facts["embedding_dtype"] == "float16"
+    assert facts["classes"] == ["finch", "wren"]
+    dense, compact = (WeightBank.load(name) for name in ("b", "small.b"))
+    assert torch.equal(compact.weights, dense.compact(2).weights)
+    assert main(["bank", "merge", "a", "small.b", "--output", "c"]) == 1
+    assert "compact" in capsys.readouterr().err
+    before = {file: file.stat().st_ino for file in (birds / "small.a").glob("*.safetensors")}
+    merge = ("bank", "merge", "small.a", "small.b", "--output", "small.a", "--force")
+    facts = printed(capsys, *merge)
+    assert (facts["entries"], facts["top_channels"], facts["dropped"]) == (10, 2, 0)
+    assert all(file.stat().st_ino == inode for file, inode in before.items())
+    facts = printed(capsys, "bank", "drop", "small.a", "wren", "jay/0.png")
+    assert (facts["entries"], facts["dropped"]) == (4, 6)
+    left = WeightBank.load("small.a")
+    assert left.keys == ("jay/2.png", "jay/4.png", "finch/20.png", "finch/22.png")
+    assert main(["bank", "drop", "small.a", "sparrow"]) == 1
+    assert "drop sparrow: the bank has no key" in capsys.readouterr().err
+
+
 def test_banks_that_do_not_belong_together_are_not_merged(
     birds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

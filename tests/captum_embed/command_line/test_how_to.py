@@ -49,7 +49,7 @@ def test_the_commands_run_as_written(
         lambda name, **settings: create(name, **{**settings, "pretrained": False}),
     )
     commands = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 12
+    assert len(commands) == 14
     with torch.no_grad():
         for command in commands:
             program, *words = shlex.split(command)
