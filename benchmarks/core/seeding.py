@@ -10,14 +10,17 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
+CPU = torch.device("cpu")
+
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
     """All draws inside come from a seed; the global generators are as they were afterwards.
 
     Args:
         seed (int): 0 or more.
-        device (torch.device): of the network; on CUDA its generator is seeded too.
+        device (torch.device): of the network; default: the CPU. On CUDA its generator is seeded
+            too.
     """
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):

@@ -69,7 +69,7 @@ def compose(
     scene = scene * (1 - np.float32(0.45) * _shadow(alpha, rng))
     scene = colours * alpha + scene * (1 - alpha)
     if rng.random() < 0.6:
-        scene, alpha = _cover(scene, alpha, textures, others, rng)
+        scene, alpha = cover(scene, alpha, textures, others, rng)
 
     scene = scene * _light_gradient(width, height, rng)
     noise = rng.standard_normal(scene.shape, dtype=np.float32)
@@ -143,7 +143,7 @@ def _add_patch(
     return scene, alpha
 
 
-def _cover(
+def cover(
     scene: np.ndarray,
     alpha: np.ndarray,
     textures: TextureStore,

@@ -143,7 +143,7 @@ def _write_all(root: Path, settings: dict[str, Any], progress: bool) -> None:
                     object_class, cut_outs, textures, rng, backgrounds.get(str(label))
                 )
                 name = f"{class_folder(label)}/{object_class.name}_{index + 1:04d}"
-                _write_image(root, name, composite)
+                write_image(root, name, composite)
                 image_id = len(lists["images"]) + 1
                 x, y, width, height = composite.box
                 lists["images"].append(f"{image_id} {name}.jpg")
@@ -180,7 +180,7 @@ def class_folder(label: int) -> str:
     return f"{label:03d}.{CLASSES[label - 1].name}"
 
 
-def _write_image(root: Path, name: str, composite: Composite) -> None:
+def write_image(root: Path, name: str, composite: Composite) -> None:
     image_path = root / "images" / f"{name}.jpg"
     mask_path = root / "segmentations" / f"{name}.png"
     for path in (image_path, mask_path):

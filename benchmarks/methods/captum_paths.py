@@ -71,7 +71,7 @@ def _path(
     return tried(build)
 
 
-def _shap(
+def shap(
     create: Callable[[Subject], Any], *, at_layer: bool = False, evaluations: int = 1
 ) -> Callable[[Subject], Explainer]:
     """Gradients at random points between plain baselines and the image."""
@@ -152,7 +152,7 @@ METHODS_OF_LAYERS = (
         "LayerGradientShap",
         "captum: layer",
         "gradient at the layer between plain baselines and the image, times the difference",
-        _shap(lambda s: LayerGradientShap(s.forward, s.layer), at_layer=True, evaluations=3),
+        shap(lambda s: LayerGradientShap(s.forward, s.layer), at_layer=True, evaluations=3),
         cost="slow",
     ),
 )
@@ -172,7 +172,7 @@ METHODS_OF_PIXELS = (
         "GradientShap",
         "captum: input",
         "gradient at the pixels between plain baselines and the image, times the difference",
-        _shap(lambda s: GradientShap(s.forward)),
+        shap(lambda s: GradientShap(s.forward)),
         customary=ABSOLUTE,
         cost="slow",
     ),

@@ -75,7 +75,7 @@ def _feature_ablation(subject: Subject, query: Query) -> Tensor:
     return attributions
 
 
-def _shapley_value_sampling(subject: Subject, query: Query) -> Tensor:
+def shapley_value_sampling(subject: Subject, query: Query) -> Tensor:
     # Half as many permutations as superpixels: a permutation takes an evaluation for each.
     parts = superpixels(query.image, max(2, math.isqrt(2 * subject.budget)))
     num_parts = int(parts.max()) + 1
@@ -94,7 +94,7 @@ def _regression_parts(subject: Subject, query: Query) -> Tensor:
     return superpixels(query.image, max(2, subject.budget // SAMPLES_PER_SUPERPIXEL))
 
 
-def _kernel_shap(subject: Subject, query: Query) -> Tensor:
+def kernel_shap(subject: Subject, query: Query) -> Tensor:
     attributions: Tensor = KernelShap(subject.forward).attribute(
         query.image,
         mean_image(query.image),
@@ -106,7 +106,7 @@ def _kernel_shap(subject: Subject, query: Query) -> Tensor:
     return attributions
 
 
-def _lime(subject: Subject, query: Query) -> Tensor:
+def lime(subject: Subject, query: Query) -> Tensor:
     method = Lime(subject.forward, interpretable_model=SkLearnRidge(alpha=LIME_PENALTY))
     attributions: Tensor = method.attribute(
         query.image,
@@ -196,7 +196,7 @@ METHODS_OF_PIXELS = (
         "ShapleyValueSampling, superpixels",
         "captum: input",
         "a superpixel's contribution to the match, averaged over random orders",
-        _pixels(_shapley_value_sampling),
+        _pixels(shapley_value_sampling),
         cost="slow",
         customary=ABSOLUTE,
     ),
@@ -205,7 +205,7 @@ METHODS_OF_PIXELS = (
         "KernelShap, superpixels",
         "captum: input",
         "a superpixel's coefficient in a linear model of the match, Shapley weights",
-        _regression(_kernel_shap),
+        _regression(kernel_shap),
         cost="slow",
         customary=ABSOLUTE,
     ),
@@ -214,7 +214,7 @@ METHODS_OF_PIXELS = (
         "Lime, superpixels",
         "captum: input",
         "a superpixel's coefficient in a linear model of the match near the image",
-        _regression(_lime),
+        _regression(lime),
         cost="slow",
         customary=ABSOLUTE,
     ),

@@ -8,7 +8,6 @@ the network.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +18,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from benchmarks.core.seeding import seed_of
 from captum_embed.errors import InputError
 
 STAGES = ("head", "last block", "all")
@@ -136,8 +136,7 @@ def _weight_layers(network: nn.Module, unit: str) -> list[nn.Module]:
 @torch.no_grad()
 def _reset(module: nn.Module, name: str, seed: int) -> None:
     # From the name as well, so that a unit does not depend on what else is drawn.
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
+    generator = torch.Generator().manual_seed(seed_of(seed, name))
     for key, parameter in module.named_parameters(recurse=False):
         if parameter.ndim > 1:
             fan_in = parameter[0].numel()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.core.seeding import seeded
 from benchmarks.datasets.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from benchmarks.networks.torchvision_networks import RANDOM, Backbone, count_channels, not_in_place
 from captum_embed.errors import InputError, MissingExtraError
@@ -77,8 +78,7 @@ def timm_backbone(name: str, weights: str = "DEFAULT", seed: int = 0) -> Backbon
             f"tags in the model's name, such as timm:resnet50.a1_in1k"
         )
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             model = timm.create_model(name, pretrained=weights != RANDOM, num_classes=0).eval()
     # Besides its own errors, whatever its download client raises.
     except Exception as error:

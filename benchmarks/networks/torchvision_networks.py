@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from benchmarks.core.seeding import seeded
 from captum_embed.command_line.networks import torchvision_state
 from captum_embed.errors import InputError
 
@@ -72,8 +73,7 @@ def torchvision_backbone(name: str, weights: str = "DEFAULT", seed: int = 0) -> 
     """
     if name not in torchvision_names():
         raise InputError(f"torchvision has no classification CNN {name!r} of a known family")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = models.get_model(name, weights=None).eval()
     if weights != RANDOM:
         instead = f"give --checkpoint with a safetensors file; or {name}@{RANDOM}, untrained"

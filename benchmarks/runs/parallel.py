@@ -42,7 +42,7 @@ def evaluate_all(
     executor = ProcessPoolExecutor(
         min(workers, max(1, len(works))),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        initializer=start_worker,
         initargs=(plan, threads),
     )
     try:
@@ -52,7 +52,7 @@ def evaluate_all(
         executor.shutdown(cancel_futures=True)
 
 
-def _start_worker(plan: EvaluationPlan, threads: int) -> None:
+def start_worker(plan: EvaluationPlan, threads: int) -> None:
     global _evaluator
     # Control-C reaches the whole process group; only the main process answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

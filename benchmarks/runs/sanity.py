@@ -111,7 +111,7 @@ def sanity(settings: SanitySettings) -> Path:
         others = {a.key: b for a, b in zip(images, images[1:] + images[:1], strict=True)}
         able = [name for name in plan.methods if name not in unavailable]
         for image in tqdm(missing, "test images", disable=not settings.progress):
-            run.add(_compare(benches, image, others[image.key], able))
+            run.add(compare(benches, image, others[image.key], able))
         return _report(settings, run, data, stages, unavailable)
 
 
@@ -162,16 +162,16 @@ def _bench(
     return Bench(plan, PROTOCOLS[PROTOCOL], forward, layer)
 
 
-def _compare(
+def compare(
     benches: Mapping[str, Bench], image: ImageRecord, other: ImageRecord, methods: Sequence[str]
 ) -> dict[str, Any]:
     """The record of one image: how alike each method's maps are to those of the trained network."""
     shown, other_shown = (PROTOCOLS[PROTOCOL].show(load_rgb(record)) for record in (image, other))
     likeness: dict[str, Any] = {}
     for name in methods:
-        maps = {stage: _maps(bench, name, image.key, shown) for stage, bench in benches.items()}
+        maps = {stage: maps_of(bench, name, image.key, shown) for stage, bench in benches.items()}
         trained = maps.pop(TRAINED)
-        maps[FLOOR] = _maps(benches[TRAINED], name, other.key, other_shown)
+        maps[FLOOR] = maps_of(benches[TRAINED], name, other.key, other_shown)
         likeness[name] = {
             stage: {
                 "rank_correlation": rank_correlation(trained.magnitude, random.magnitude),
@@ -192,7 +192,7 @@ class Maps:
     magnitude: np.ndarray
 
 
-def _maps(bench: Bench, name: str, key: str, image: Tensor) -> Maps:
+def maps_of(bench: Bench, name: str, key: str, image: Tensor) -> Maps:
     """A method's map at the size of the crop."""
     method, explain = bench.explainers[name]
     with seeded(seed_of(bench.plan.seed, PROTOCOL, key), bench.device):

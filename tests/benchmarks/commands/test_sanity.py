@@ -111,13 +111,13 @@ def test_the_floor_is_the_map_of_another_image(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explained: dict[str, list[str]] = {}
-    original = sanity._maps
+    original = sanity.maps_of
 
     def watched(bench: Any, name: str, key: str, image: Any) -> Any:
         explained.setdefault(name, []).append(key)
         return original(bench, name, key, image)
 
-    monkeypatch.setattr(sanity, "_maps", watched)
+    monkeypatch.setattr(sanity, "maps_of", watched)
     assert run() == 0
     found = results()
     assert found["floor"] == sanity.FLOOR
@@ -136,7 +136,7 @@ def test_an_interrupted_check_goes_on_to_the_same_numbers(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("whole") == 0
-    original, calls = sanity._compare, []
+    original, calls = sanity.compare, []
 
     def interrupted(benches: Any, image: Any, other: Any, methods: Any) -> Any:
         calls.append(image.key)
@@ -145,7 +145,7 @@ def test_an_interrupted_check_goes_on_to_the_same_numbers(
         return original(benches, image, other, methods)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sanity, "_compare", interrupted)
+        patch.setattr(sanity, "compare", interrupted)
         assert run("parts") == INTERRUPTED
     assert run("parts") == 0
     assert [results("parts")[key] for key in ("summary", "images")] == [
@@ -173,6 +173,6 @@ def test_the_absolute_map_is_compared_at_the_size_of_the_crop(place: Path) -> No
         def query(self, key: str, image: torch.Tensor, question: Any) -> None:
             return None
 
-    found = sanity._maps(Bench(), "m", "a.png", torch.zeros(3, 1, 4))  # type: ignore[arg-type]
+    found = sanity.maps_of(Bench(), "m", "a.png", torch.zeros(3, 1, 4))  # type: ignore[arg-type]
     np.testing.assert_allclose(found.magnitude, [[2, 1.75, 1.25, 1]])
     np.testing.assert_allclose(found.signed, [[-2, -1.25, 0.25, 1]])

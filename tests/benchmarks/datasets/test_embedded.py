@@ -120,7 +120,7 @@ def test_covering_takes_pixels_out_of_the_mask_but_leaves_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counts: list[tuple[int, int]] = []
-    cover = composition._cover
+    cover = composition.cover
 
     def counting(
         scene: np.ndarray,
@@ -133,7 +133,7 @@ def test_covering_takes_pixels_out_of_the_mask_but_leaves_most(
         counts.append((int((alpha >= 0.5).sum()), int((visible >= 0.5).sum())))
         return covered, visible
 
-    monkeypatch.setattr(composition, "_cover", counting)
+    monkeypatch.setattr(composition, "cover", counting)
     white = Image.new("RGBA", (160, 120), (255, 255, 255, 255))
     object_class = ObjectClass("White", "", lambda: [white])
     for seed in range(30):
@@ -221,7 +221,7 @@ def test_interrupted_writing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException
 ) -> None:
     written = []
-    write_image = embedded._write_image
+    write_image = embedded.write_image
 
     def interrupted(root: Path, name: str, composite: composition.Composite) -> None:
         if len(written) == 2:
@@ -229,7 +229,7 @@ def test_interrupted_writing_leaves_nothing(
         written.append(name)
         write_image(root, name, composite)
 
-    monkeypatch.setattr(embedded, "_write_image", interrupted)
+    monkeypatch.setattr(embedded, "write_image", interrupted)
     with pytest.raises((KeyboardInterrupt, OSError)):
         write_embedded(tmp_path / "set", images_per_class=2, progress=False)
     assert list(tmp_path.iterdir()) == []

@@ -97,7 +97,7 @@ def test_batches_of_shap_samples_count_by_their_size(
             return torch.ones_like(image)
 
     monkeypatch.setattr(budget, "BATCH_PIXELS", {"cpu": 10 * tiny_query.image[0, 0].numel()})
-    build = captum_paths._shap(lambda _: Ones())
+    build = captum_paths.shap(lambda _: Ones())
     signed = build(tiny_subject)(tiny_query)
     torch.testing.assert_close(signed, torch.ones_like(signed))
 

@@ -108,13 +108,13 @@ def test_a_small_budget_ablates_blocks_of_the_layer(
 
 @pytest.mark.parametrize(
     ("attribute", "tolerance"),
-    [(perturbation._shapley_value_sampling, 1e-5), (perturbation._kernel_shap, 2e-3)],
+    [(perturbation.shapley_value_sampling, 1e-5), (perturbation.kernel_shap, 2e-3)],
 )
 def test_shapley_values_sum_to_the_change_of_the_loss(
     attribute, tolerance: float, tiny_subject: Subject, tiny_query: Query
 ) -> None:
     subject = replace(tiny_subject, budget=100)
-    most = {perturbation._kernel_shap: 25}.get(attribute, 14)
+    most = {perturbation.kernel_shap: 25}.get(attribute, 14)
     parts = superpixels(tiny_query.image, most)[0, 0]
     with seeded_by(0, tiny_query.image):
         attributions = attribute(subject, tiny_query)[0]
@@ -145,7 +145,7 @@ def test_lime_is_a_ridge_regression_on_which_superpixels_are_shown(
 
     monkeypatch.setattr(Ridge, "fit", recording)
     with seeded_by(0, tiny_query.image):
-        attributions = perturbation._lime(tiny_subject, tiny_query)[0, 0]
+        attributions = perturbation.lime(tiny_subject, tiny_query)[0, 0]
     parts = superpixels(tiny_query.image, tiny_subject.budget // 4)[0, 0]
     x, weight = shown[0], weights[0]
     assert x.shape == (tiny_subject.budget, int(parts.max()) + 1)

@@ -14,7 +14,7 @@ from benchmarks.runs import parallel
 
 def worker(queue):
     parallel.Evaluator = lambda plan: None
-    parallel._start_worker(None, 1)
+    parallel.start_worker(None, 1)
     queue.put(multiprocessing.current_process().pid)
     time.sleep(600)
 
