@@ -20,6 +20,7 @@ COMMANDS = {
     "speed": "what each part costs, as ratios measured side by side",
     "train": "train an embedding network with a triplet loss",
 }
+INSTALL = "pip install -e '.[benchmarks]' in a checkout brings what the benchmarks need"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == [name]:
             from benchmarks.core.settings import add_arguments
 
-            command = import_module(f"benchmarks.commands.{name}")
+            try:
+                command = import_module(f"benchmarks.commands.{name}")
+            except ImportError as error:
+                if (error.name or "").partition(".")[0] in ("benchmarks", "captum_embed"):
+                    raise
+                # Without a module's name it is our own message, which says what to install.
+                instead = f"; {INSTALL}" if error.name else ""
+                print(f"error: {error}{instead}", file=sys.stderr)
+                return 1
             add_arguments(subparser, command.Settings)
     parsed = parser.parse_args(words)
     from benchmarks.core.settings import execute

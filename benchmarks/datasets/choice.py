@@ -28,6 +28,7 @@ from benchmarks.datasets.records import (
 from captum_embed.errors import InputError
 
 EMBEDDED = "embedded"
+MOST_NAMED = 50  # unreadable images, in results.json
 SPLITS = ("classes", "official", "zero-shot")
 
 DATA_HELP = (
@@ -87,13 +88,14 @@ class DataChoice:
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
+        named, more = self.unreadable[:MOST_NAMED], len(self.unreadable) - MOST_NAMED
         return {
             "name": self.test.name,
             "root": str(self.test.root),
             "distractors": distractors_of(self.test.root),
             "train": _facts(self.train, self.train_classes),
             "test": _facts(self.test, self.test_classes),
-            "unreadable": list(self.unreadable),
+            "unreadable": [*named, f"and {more} more"] if more > 0 else list(named),
         }
 
 

@@ -87,7 +87,7 @@ def render(
         counts=counts_text(results["counts"], results["data"]),
         forward=forward_text(results.get("forward") or {}),
         looks=list(looks.values()),
-        charts={name: chart.to_dict() for name, chart in charts_of(results).items()},
+        charts={name: chart.to_dict(validate=False) for name, chart in charts_of(results).items()},
         panels=panels if panels and panels.chosen else None,
         machine={
             **results["versions"],

@@ -1,5 +1,7 @@
 """``python -m benchmarks faithfulness`` on a network and data of a second or two."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -35,20 +37,37 @@ METHODS = "layer_activation,similarity_grad_cam"
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a network, and three images of each of six colours."""
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a finished run, and what it printed."""
+    place = tmp_path_factory.mktemp("finished")
+    prepare(place)
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(place)
+        patch.syspath_prepend(str(place))
+        assert run() == 0
+    return place / "run", printed.getvalue()
+
+
+def prepare(folder: Path) -> None:
     rng = np.random.default_rng(0)
     lines = ["image,label,x,y,width,height"]
     for label, colour in enumerate(COLOURS, start=1):
         for index in range(3):
             name = f"{label}-{index}.png"
-            (tmp_path / "data").mkdir(exist_ok=True)
+            (folder / "data").mkdir(exist_ok=True)
             pixels = np.array(colour) + rng.integers(-20, 16, (80, 90, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / name)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "data" / name)
             lines.append(f"{name},{label},10,10,60,50")
-    (tmp_path / "data" / "boxes.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "tiny_encoders.py").write_text(NETWORK)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+    (folder / "data" / "boxes.csv").write_text("\n".join(lines) + "\n")
+    (folder / "tiny_encoders.py").write_text(NETWORK)
 
 
 def run(output: str = "run", **changes: str) -> int:
@@ -62,29 +81,28 @@ def run(output: str = "run", **changes: str) -> int:
     return main(["faithfulness", "--no-progress", "--no-figures", *words])
 
 
-def results(folder: str = "run") -> dict[str, Any]:
+def results(folder: Path | str = "run") -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(Path(folder, "results.json").read_text())
     return loaded
 
 
-def measured(folder: str) -> list[dict[str, Any]]:
+def measured(folder: Path | str) -> list[dict[str, Any]]:
     table = pq.read_table(Path(folder, "images.parquet"))
     return table.drop_columns(["seconds", "forward_seconds"]).to_pylist()
 
 
 def test_it_measures_mosaics_and_deletion_with_all_their_files(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, str],
 ) -> None:
-    assert run() == 0
-    printed = capsys.readouterr().out
-    found = results()
+    folder, printed = finished
+    found = results(folder)
     assert found["command"].startswith("python -m benchmarks faithfulness ")
     assert found["counts"]["measured"] == {"mosaic": 3, "deletion": 2}
     tried = found["counts"]["tried"]["mosaic"]
     assert tried >= 3
     assert f"3 measured (mosaic, of {tried} tried)" in printed
-    assert f"of {tried} tried" in Path("run/results.md").read_text()
-    header = Path("run/results.csv").read_text()
+    assert f"of {tried} tried" in (folder / "results.md").read_text()
+    header = (folder / "results.csv").read_text()
     for key in (
         "mosaic_mass", "mosaic_pointing", "mosaic_foil_mass", "mosaic_foil_pointing",
         "deletion_spearman", "srg",
@@ -98,7 +116,7 @@ def test_it_measures_mosaics_and_deletion_with_all_their_files(
     floor = summary["uniform_heatmap"]["deletion"]["figures"]
     assert floor["deletion_spearman"]["value"] == floor["srg"]["value"] == 0
     # Its questions bring their references: no tuples were mined.
-    assert not list(Path("run/cache").rglob("queries*"))
+    assert not list((folder / "cache").rglob("queries*"))
 
 
 def test_deletion_is_asked_of_signed_maps(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +139,8 @@ def test_deletion_is_asked_of_signed_maps(place: Path, monkeypatch: pytest.Monke
 
 
 def test_an_interrupted_run_goes_on_with_the_same_items(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, str], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run("whole") == 0
     original = evaluation.Evaluator.record
     with monkeypatch.context() as patch:
         calls: list[str] = []
@@ -137,7 +154,7 @@ def test_an_interrupted_run_goes_on_with_the_same_items(
         patch.setattr(evaluation.Evaluator, "record", interrupted)
         assert run("parts") == INTERRUPTED
     assert run("parts") == 0
-    assert measured("parts") == measured("whole")
+    assert measured("parts") == measured(finished[0])
 
 
 def test_slow_methods_take_some_items_of_each_protocol(place: Path) -> None:

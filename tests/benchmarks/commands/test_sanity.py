@@ -1,4 +1,7 @@
+import contextlib
+import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +34,53 @@ METHODS = "ours_paper,layer_activation,saliency"
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a network and a table of images with boxes."""
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@dataclass
+class Checked:
+    """A finished check: its folder, what it printed, and the images each method explained."""
+
+    folder: Path
+    printed: str
+    explained: dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    place = tmp_path_factory.mktemp("checked")
+    prepare(place)
+    explained: dict[str, list[str]] = {}
+    original = sanity.maps_of
+
+    def watched(bench: Any, name: str, key: str, image: Any) -> Any:
+        explained.setdefault(name, []).append(key)
+        return original(bench, name, key, image)
+
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(place)
+        patch.syspath_prepend(str(place))
+        patch.setattr(sanity, "maps_of", watched)
+        assert run() == 0
+    return Checked(place / "run", printed.getvalue(), explained)
+
+
+def prepare(folder: Path) -> None:
     rng = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
+    (folder / "data").mkdir()
     lines = ["image,label,x,y,width,height"]
     for label in (1, 2, 3, 4):
         for index in range(3):
             pixels = rng.integers(0, 255, (70, 80, 3)).astype(np.uint8)
             pixels[20:50, 20 + index : 60] = 50 * label
-            Image.fromarray(pixels).save(tmp_path / "data" / f"{label}-{index}.png")
+            Image.fromarray(pixels).save(folder / "data" / f"{label}-{index}.png")
             lines.append(f"{label}-{index}.png,{label},20,20,40,30")
-    (tmp_path / "data/boxes.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "tiny_networks.py").write_text(NETWORK)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+    (folder / "data/boxes.csv").write_text("\n".join(lines) + "\n")
+    (folder / "tiny_networks.py").write_text(NETWORK)
 
 
 def run(output: str = "run", **changes: str) -> int:
@@ -68,16 +104,13 @@ def run(output: str = "run", **changes: str) -> int:
     return main(["sanity", "--no-progress", *words])
 
 
-def results(folder: str = "run") -> dict[str, Any]:
+def results(folder: Path | str = "run") -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(Path(folder, "sanity.json").read_text())
     return loaded
 
 
-def test_every_method_is_compared_at_every_stage(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run() == 0
-    found = results()
+def test_every_method_is_compared_at_every_stage(checked: Checked) -> None:
+    found = results(checked.folder)
     assert list(found["stages"]) == ["head", "last block", "all"]
     assert list(found["summary"]) == METHODS.split(",")
     assert found["num_images"] == 3
@@ -96,46 +129,34 @@ def test_every_method_is_compared_at_every_stage(
     assert activation["all"]["rank_correlation"][0] < 0.99
     assert activation["head"]["emprt"] == pytest.approx([0, 0, 0])
     assert activation["all"]["emprt"][0] != 0
-    header, row = Path("run/sanity.md").read_text().splitlines()[2:5:2]
+    header, row = (checked.folder / "sanity.md").read_text().splitlines()[2:5:2]
     at = [cell.strip() for cell in header.split("|")].index("eMPRT")
     rise = found["summary"]["ours_paper"]["all"]["emprt"][0]
     assert row.split("|")[at].strip().startswith(f"{rise:.2f} [")
     # Ours does, through the bank that was built anew.
     assert found["summary"]["ours_paper"]["head"]["rank_correlation"][0] < 0.999
-    assert "| Re-initialised" not in capsys.readouterr().out
+    assert "| Re-initialised" not in checked.printed
     for name in ("sanity.md", "sanity.png", "sanity.svg"):
-        assert Path("run", name).stat().st_size > 500
+        assert (checked.folder / name).stat().st_size > 500
 
 
-def test_the_floor_is_the_map_of_another_image(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    explained: dict[str, list[str]] = {}
-    original = sanity.maps_of
-
-    def watched(bench: Any, name: str, key: str, image: Any) -> Any:
-        explained.setdefault(name, []).append(key)
-        return original(bench, name, key, image)
-
-    monkeypatch.setattr(sanity, "maps_of", watched)
-    assert run() == 0
-    found = results()
+def test_the_floor_is_the_map_of_another_image(checked: Checked) -> None:
+    found = results(checked.folder)
     assert found["floor"] == sanity.FLOOR
     assert set(found["summary"]["layer_activation"]) == {*found["stages"], sanity.FLOOR}
-    keys = explained["layer_activation"]
+    keys = checked.explained["layer_activation"]
     maps_per_image = len(found["stages"]) + 2
     images, others = keys[::maps_per_image], keys[maps_per_image - 1 :: maps_per_image]
     assert len(set(images)) == len(set(others)) == 3
     assert all(image != other for image, other in zip(images, others, strict=True))
     floor = found["summary"]["layer_activation"][sanity.FLOOR]["rank_correlation"]
     assert floor[0] < 0.99
-    assert "another image" in Path("run", "sanity.md").read_text()
+    assert "another image" in (checked.folder / "sanity.md").read_text()
 
 
 def test_an_interrupted_check_goes_on_to_the_same_numbers(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    checked: Checked, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run("whole") == 0
     original, calls = sanity.compare, []
 
     def interrupted(benches: Any, image: Any, other: Any, methods: Any) -> Any:
@@ -149,7 +170,7 @@ def test_an_interrupted_check_goes_on_to_the_same_numbers(
         assert run("parts") == INTERRUPTED
     assert run("parts") == 0
     assert [results("parts")[key] for key in ("summary", "images")] == [
-        results("whole")[key] for key in ("summary", "images")
+        results(checked.folder)[key] for key in ("summary", "images")
     ]
 
 

@@ -57,7 +57,7 @@ def test_names_are_data_and_never_code(
     for figure in other["figures"]:
         figure["heading"] += " datum['x'] ${1}"
     for name, chart in charts_of(other).items():
-        evaluated = expressions(chart.to_dict())
+        evaluated = expressions(chart.to_dict(validate=False))
         assert evaluated == expressions(charts[name]), name
         assert evaluated
         assert not any("hacked" in text for text in evaluated)
@@ -139,14 +139,16 @@ def test_nothing_timed_is_no_cost_chart(results: dict[str, Any]) -> None:
     assert "cost" not in charts_of(results)
 
 
-@pytest.mark.parametrize("key", ["../../etc/x", "a/b", "..", ""])
-def test_a_figures_name_never_leads_out_of_the_folder(results: dict[str, Any], key: str) -> None:
-    for figure in results["figures"]:
-        figure["key"] = key
+def test_a_figures_name_never_leads_out_of_the_folder(results: dict[str, Any]) -> None:
+    keys = ("../../etc/x", "a/b", "..", "")
+    figure = results["figures"][0]
+    results["figures"] = [{**figure, "key": key, "lead": True} for key in keys]
     for protocols in results["summary"].values():
         for numbers in protocols.values():
-            numbers["figures"] = {key: next(iter(numbers["figures"].values()))}
-    for name in charts_of(results):
+            numbers["figures"] = dict.fromkeys(keys, next(iter(numbers["figures"].values())))
+    charts = charts_of(results)
+    assert len([name for name in charts if name.startswith("intervals")]) == len(keys)
+    for name in charts:
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
 
 

@@ -225,16 +225,20 @@ def test_a_run_without_our_methods_or_costs_is_shown_too(results: dict[str, Any]
     assert "against cost" not in page.text
 
 
-@pytest.mark.parametrize(
-    ("ends", "mark"), [((-0.3, -0.1), "below"), ((0.1, 0.3), "above"), ((-0.1, 0.3), None)]
-)
-def test_differences_that_leave_out_zero_are_marked(
-    results: dict[str, Any], ends: tuple[float, float], mark: str | None
-) -> None:
-    for numbers in results["summary"]["eigen_cam"].values():
-        for figure in numbers["figures"].values():
-            low, high = ends
-            figure |= {"difference": sum(ends) / 2, "difference_low": low, "difference_high": high}
-    row = render(results).split('data-method="eigen_cam"')[1].split("</tr>")[0]
-    marks = [kind for kind in ("below", "above") if f'class="{kind}"' in row]
-    assert marks == [mark] * bool(mark)
+def test_differences_that_leave_out_zero_are_marked(results: dict[str, Any]) -> None:
+    cases = {
+        "eigen_cam": ((-0.3, -0.1), ["below"]),
+        "layer_grad_cam": ((0.1, 0.3), ["above"]),
+        "control_uniform": ((-0.1, 0.3), []),
+    }
+    for name, ((low, high), _) in cases.items():
+        for numbers in results["summary"][name].values():
+            for figure in numbers["figures"].values():
+                middle = (low + high) / 2
+                figure |= {
+                    "difference": middle, "difference_low": low, "difference_high": high
+                }  # fmt: skip
+    html = render(results)
+    for name, (_, expected) in cases.items():
+        row = html.split(f'data-method="{name}"')[1].split("</tr>")[0]
+        assert [kind for kind in ("below", "above") if f'class="{kind}"' in row] == expected
