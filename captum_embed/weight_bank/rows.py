@@ -185,7 +185,10 @@ class CompactRows:
 
     @staticmethod
     def of(rows: StackedRows | CompactRows, k: int) -> CompactRows:
-        """The k numbers of largest magnitude of each row, which single precision has room for."""
+        """The k numbers of largest magnitude of each row, in the same parts.
+
+        Single precision has room for them.
+        """
         count, width = rows.shape
         k = min(k, width)
         channels = torch.empty((count, k), dtype=index_dtype(width), device=rows.device)
@@ -200,7 +203,8 @@ class CompactRows:
             channels[span], scales[span] = largest, units
             values[span] = (numbers / units).clamp(-_LARGEST, _LARGEST)
         columns = {"channels": channels, "values": values, "scales": scales}
-        return CompactRows({n: StackedRows([column]) for n, column in columns.items()}, width)
+        parts = {name: column.split(rows.lengths) for name, column in columns.items()}
+        return CompactRows({name: StackedRows(each) for name, each in parts.items()}, width)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -214,6 +218,11 @@ class CompactRows:
     def parts(self) -> tuple[Tensor, ...]:
         """Those of the numbers that are kept."""
         return self.values.parts
+
+    @property
+    def lengths(self) -> list[int]:
+        """Numbers of rows of the parts."""
+        return self.values.lengths
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -115,6 +115,18 @@ def test_what_happens_to_a_bank_on_disk_is_what_happens_in_memory(
         assert_equal(WeightBank.load(folder), expected)
 
 
+def test_a_bank_of_several_parts_is_made_compact_and_saved(tmp_path: Path) -> None:
+    parts = [some_entries(0, 5), some_entries(5, 4)]
+    WeightBank.concat(parts).save(tmp_path / "parts", max_shard_size=300)
+    WeightBank.drop_from(tmp_path / "parts", [1])
+    expected = in_memory(WeightBank.concat(parts), [0, 2, 3, 5, 6, 8]).compact(4)
+    for bank in (WeightBank.load(tmp_path / "parts"), WeightBank.concat(parts)[[0, 2, 3, 5, 6, 8]]):
+        bank.compact(4).save(tmp_path / "compact")
+        assert_equal(WeightBank.load(tmp_path / "compact"), expected)
+        bank.compact(embeddings="float64").save(tmp_path / "wide")
+        assert torch.equal(WeightBank.load(tmp_path / "wide").weights, bank.weights)
+
+
 def test_the_manifest_says_what_was_dropped(tmp_path: Path) -> None:
     some_entries(0, 9, compact=True).save(tmp_path)
     WeightBank.drop_from(tmp_path, ["bird 3.jpg", "bird 4.jpg", "bird 8.jpg"])
