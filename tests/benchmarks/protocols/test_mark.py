@@ -1,7 +1,6 @@
 """Protocol E, with maps and embeddings whose answer is known."""
 
 import pickle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,10 @@ MARK = PROTOCOLS["mark"]
 CROP = 224
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> list[ImageRecord]:
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRecord]:
     """Two images of each of three classes; the object fills a corner."""
+    tmp_path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     made = []
     for label in (1, 2, 3):

@@ -2,7 +2,6 @@
 
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,10 @@ COLOURS = [(230, 60, 60), (60, 220, 70), (60, 60, 240), (220, 220, 60), (210, 70
 SIDE = 224
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> list[ImageRecord]:
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRecord]:
     """Three noisy images of each of five colours; a colour is a class."""
+    tmp_path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     made = []
     for label, colour in enumerate(COLOURS):
@@ -48,7 +48,8 @@ def items_of(records: list[ImageRecord], **options: int) -> list[Any]:
     return list(MOSAIC.items(Source(records, embed=mean_colour, **options)))
 
 
-def a_frame(records: list[ImageRecord]) -> Frame:
+@pytest.fixture(scope="module")
+def frame(records: list[ImageRecord]) -> Frame:
     frame = MOSAIC.frame(items_of(records, num_mosaics=1)[0])
     assert frame is not None
     return frame
@@ -169,23 +170,20 @@ def test_too_few_classes_and_broken_embeddings_are_refused(records: list[ImageRe
         MOSAIC.items(Source(records))
 
 
-def test_a_uniform_map_scores_exactly_a_quarter(records: list[ImageRecord]) -> None:
-    frame = a_frame(records)
+def test_a_uniform_map_scores_exactly_a_quarter(frame: Frame) -> None:
     floor = MOSAIC.floors(frame)["uniform_heatmap"]
     assert floor.pop("empty") is False
     assert floor == {figure.key: 0.25 for figure in MosaicProtocol.figures}
 
 
-def test_an_edge_filter_scores_a_quarter(records: list[ImageRecord]) -> None:
-    frame = a_frame(records)
+def test_an_edge_filter_scores_a_quarter(frame: Frame) -> None:
     kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).expand(1, 3, 3, 3)
     edges = F.conv2d(frame.image[None], kernel, padding=1).abs()
     measures = explained(frame, lambda *_: edges)
     assert [measures[figure.key] for figure in MOSAIC.figures] == pytest.approx([0.25] * 4)
 
 
-def test_random_maps_score_about_a_quarter(records: list[ImageRecord]) -> None:
-    frame = a_frame(records)
+def test_random_maps_score_about_a_quarter(frame: Frame) -> None:
     generator = torch.Generator().manual_seed(0)
     measures = explained(frame, lambda *_: torch.rand(1, 1, 28, 28, generator=generator))
     assert measures["mosaic_mass"] == pytest.approx(0.25, abs=0.02)
@@ -210,8 +208,7 @@ def similarity(
     return lambda images: (encoder(images) * (references.mean(0) - against)).sum(1)
 
 
-def test_a_network_that_reads_one_cell_is_found_out(records: list[ImageRecord]) -> None:
-    frame = a_frame(records)
+def test_a_network_that_reads_one_cell_is_found_out(frame: Frame) -> None:
 
     def explain(reads: int, references: Tensor, foils: Tensor | None) -> Tensor:
         forward = similarity(ReadsOneCell(reads), references, foils)
@@ -247,9 +244,8 @@ class Disconnected(nn.Module):
 
 
 def test_in_a_disconnected_mosaic_pooled_weights_leak_and_others_do_not(
-    records: list[ImageRecord],
+    frame: Frame,
 ) -> None:
-    frame = a_frame(records)
 
     def by(method: type) -> dict[str, Any]:
         def explain(cell: int, references: Tensor, foils: Tensor | None) -> Tensor:
@@ -268,8 +264,7 @@ def test_in_a_disconnected_mosaic_pooled_weights_leak_and_others_do_not(
     assert leaking["mosaic_foil_mass"] < 0.6
 
 
-def test_empty_maps_score_nothing_and_say_so(records: list[ImageRecord]) -> None:
-    frame = a_frame(records)
+def test_empty_maps_score_nothing_and_say_so(frame: Frame) -> None:
     measures = MOSAIC.measure([np.zeros(frame.size)] * 8, frame)
     assert measures == {"empty": True, **{figure.key: 0 for figure in MOSAIC.figures}}
     one = [np.zeros(frame.size), *[np.ones(frame.size)] * 7]

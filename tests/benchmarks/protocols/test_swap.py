@@ -1,7 +1,6 @@
 """Protocol D, with networks whose right answer is known."""
 
 import pickle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,9 +115,10 @@ def test_a_game_is_kept_where_both_decisions_are_right() -> None:
     assert fit(np.stack([mate, mate, mate, non_mate])) is None
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> list[ImageRecord]:
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRecord]:
     """Three images of each of three colours, each before a scene of its own; with masks."""
+    tmp_path = tmp_path_factory.mktemp("images")
     made = []
     for label, colour in enumerate(OBJECTS):
         for index, scene in enumerate(SCENES):
@@ -147,6 +147,7 @@ def test_games_of_both_kinds_are_found_and_can_be_sent(records: list[ImageRecord
     assert [i.key for i in SWAP.items(source)] == [i.key for i in items]
     limited: list[Any] = list(SWAP.items(Source(records[:6], limit=2, embed=coarse_colours)))
     assert {item.key for item in limited} <= {item.key for item in items}
+    measured: set[str] = set()
     for item in items:
         assert item.other.label != item.record.label
         frame = SWAP.frame(pickle.loads(pickle.dumps(item)))
@@ -162,6 +163,9 @@ def test_games_of_both_kinds_are_found_and_can_be_sent(records: list[ImageRecord
         probe, twin = coarse_colours(torch.stack([frame.image, frame.twin]))
         assert probe @ near > probe @ far
         assert twin @ far > twin @ near
+        if item.kind in measured:
+            continue
+        measured.add(item.kind)
         region = frame.mask.astype(float)
         measures = SWAP.measure([region], frame, coarse_colours)
         assert measures["swap_1"] == measures[f"swap_5_{item.kind}"] == 1
