@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from captum_embed.errors import InputError, LayerError
@@ -84,6 +85,23 @@ def embedding_vectors(output: Any) -> Tensor:
             "pool and flatten in the encoder"
         )
     return embeddings
+
+
+def same_embedding(first: Tensor, second: Tensor, distance: Any = "cosine") -> bool:
+    """Whether embeddings (1, D) are next to equal; with ``"cosine"``, but for their lengths.
+
+    Their similarity is then at its highest, where it has no slope that explains it. Of a distance
+    that is a function, nothing is known.
+
+    Example::
+
+        >>> same_embedding(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 4.001]]))
+        True
+    """
+    one, other = first.detach().float(), second.detach().float()
+    if distance == "cosine":
+        one, other = F.normalize(one), F.normalize(other)
+    return isinstance(distance, str) and float((one - other).norm()) < 1e-3 * float(one.norm())
 
 
 def encoder_of(forward_func: Any) -> Any:

@@ -13,6 +13,7 @@ from captum_embed.command_line.preparation import (
     chosen_images,
     class_names,
     excluded,
+    lenders,
     prepare,
 )
 from captum_embed.weight_bank import WeightBank
@@ -24,8 +25,8 @@ def run(parsed: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     images = chosen_images(parsed, *parsed.images)
     bank = WeightBank.load(parsed.bank)
     prepared = prepare(parsed, bank)
-    count = parsed.num_neighbors or min(prepared.recipe.num_neighbors, len(bank))
     exclude, classes = excluded(bank, parsed.exclude), class_names(bank)
+    count = parsed.num_neighbors or lenders(prepared.recipe, bank, exclude)
     found = []
     for path in tqdm(images, "embed", disable=parsed.quiet, delay=1):
         embedding = prepared.embedding(prepared.picture(path))

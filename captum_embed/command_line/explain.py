@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from captum_embed import SimilarityForward, TripletForward
@@ -25,8 +26,10 @@ from captum_embed.command_line.preparation import (
     chosen_images,
     class_names,
     excluded,
+    lenders,
     prepare,
 )
+from captum_embed.encoders import same_embedding
 from captum_embed.errors import BankMismatchError
 from captum_embed.grad_cam import EmbeddingLayerGradCam
 from captum_embed.visualization import signed_overlay, upsampled
@@ -126,12 +129,19 @@ class _SimilarityMaps:
             prepared.encoder, cast(Tensor, embeddings[0]), embeddings[1]
         )
         self._grad_cam = prepared.recipe.grad_cam(self._forward, **prepared.layer)
+        # Which the similarity is highest for.
+        self._alone = None if foils else F.normalize(cast(Tensor, embeddings[0])).mean(0)[None]
 
     def of(self, picture: Image.Image) -> tuple[Tensor, dict[str, Any]]:
         image = self._prepared.tensor(picture)
         with torch.no_grad():
             score = float(self._forward(image))
-        return self._grad_cam.attribute(image), {"similarity": score}
+        found = self._grad_cam.attribute(image)
+        same = self._alone is not None and same_embedding(
+            self._prepared.embedding(picture), self._alone
+        )
+        # At its highest the similarity has no slope: what is left of the map is noise.
+        return found * (not same), {"similarity": score, "same": same}
 
 
 class _BankMaps:
@@ -140,10 +150,9 @@ class _BankMaps:
     def __init__(self, prepared: Prepared, bank: WeightBank, parsed: argparse.Namespace) -> None:
         self._prepared, self._bank = prepared, bank
         self._grad_cam = bank_grad_cam(prepared, bank, parsed.explains or "match")
-        self._settings = {
-            "num_neighbors": parsed.num_neighbors,
-            "exclude": excluded(bank, parsed.exclude),
-        }
+        exclude = excluded(bank, parsed.exclude)
+        count = parsed.num_neighbors or lenders(prepared.recipe, bank, exclude)
+        self._settings = {"num_neighbors": count, "exclude": exclude}
         self._classes = class_names(bank)
 
     def of(self, picture: Image.Image) -> tuple[Tensor, dict[str, Any]]:
@@ -190,6 +199,8 @@ def _told(images: list[dict[str, Any]], folder: Path) -> str:
 
 def summary(record: Mapping[str, Any]) -> str:
     """One map in words."""
+    if record.get("same"):
+        return "the same as the references to the network, so no place makes a difference"
     if "similarity" in record:
         return f"similarity {record['similarity']:.3f}"
     nearest = record["neighbors"][0]

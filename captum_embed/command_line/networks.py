@@ -169,13 +169,15 @@ def _from_torchvision(name: str, weights: str) -> tuple[nn.Module, Preprocessing
     if name not in known:
         near = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
         raise InputError(f"torchvision has no classifier {name!r}; it has {', '.join(near)}, ...")
-    network = _initialised(partial(models.get_model, name, weights=None))
-    if weights != RANDOM:
-        network.load_state_dict(torchvision_state(name, weights))
-    removed = _remove_classifier(network, name)
-    known_weights = models.get_model_weights(name)
-    chosen = known_weights["DEFAULT" if weights == RANDOM else weights]
+    state = None if weights == RANDOM else torchvision_state(name, weights)
+    chosen = models.get_model_weights(name)["DEFAULT" if weights == RANDOM else weights]
     wanted = chosen.transforms()
+    # Some weights of vision transformers are for larger images than 224 x 224.
+    size = {"image_size": wanted.crop_size[0]} if name.startswith("vit_") else {}
+    network = _initialised(partial(models.get_model, name, weights=None, **size))
+    if state is not None:
+        network.load_state_dict(state)
+    removed = _remove_classifier(network, name)
     preprocessing = Preprocessing(
         image_size=wanted.crop_size[0],
         shorter_side=wanted.resize_size[0],

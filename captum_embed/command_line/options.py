@@ -228,7 +228,8 @@ def _add_images(command: Parser, what: str) -> None:
 def _add_neighbors(where: Any) -> None:
     where.add_argument(
         "--neighbors", type=_count, metavar="K", dest="num_neighbors",
-        help="how many entries of the bank lend their weights (default: the recipe's)",
+        help="how many entries of the bank lend their weights (default: the recipe's, and no "
+        "more than the bank has of one class)",
     )  # fmt: skip
     where.add_argument(
         "--exclude", nargs="+", metavar="NAME",

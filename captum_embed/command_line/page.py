@@ -67,6 +67,7 @@ class Page:
                         "title": "the match with the image" if role != "image" else _TITLES[way],
                         "overlay": _data_uri(overlay),
                         "similarity": record.get("similarity"),
+                        "same": record.get("same", False),
                         "full_colour": record["full_colour"],
                         "more": max(0, len(record.get("neighbors", [])) - _NEIGHBORS_SHOWN),
                         "neighbors": [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,22 @@ def class_names(bank: WeightBank) -> list[str] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError("the weight bank's names of classes cannot be read; build the bank again")
     return names
+
+
+def lenders(recipe: Recipe, bank: WeightBank, exclude: Collection[str | int] | None) -> int:
+    """How many entries lend their weights, where no number is asked for.
+
+    The recipe's, and no more than there are of one class: those of opposite classes cancel out.
+    """
+    left_out = set(exclude or ())
+    labels = [None] * len(bank) if bank.labels is None else bank.labels.tolist()
+    keys = bank.keys or [None] * len(bank)
+    sizes = Counter(
+        label
+        for key, label in zip(keys, labels, strict=True)
+        if key not in left_out and label not in left_out
+    )
+    return min(recipe.num_neighbors, max(sizes.values(), default=1))
 
 
 def excluded(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from captum_embed.encoders import same_embedding
 from captum_embed.errors import InputError
 from captum_embed.metric_forwards import TripletForward
 from captum_embed.questions.answers import Answer, Borrowed
@@ -43,7 +44,8 @@ def why_alike(
         Maps of ``first`` and ``second``.
 
     Raises:
-        InputError: A picture is none of these.
+        InputError: A picture is none of these; or the two are the same to the network, without
+            foils.
         LayerError: The encoder is in training mode; or the layer cannot be told or explained.
 
     Example::
@@ -287,7 +289,13 @@ def _pair(
     ask = Explainer(encoder, **settings)
     images = ask.prepared(first), ask.prepared(second)
     against = ask.references("foils", foils)
-    forwards = [ask.similarity(ask.embedded([each]), against) for each in reversed(images)]
+    embeddings = [ask.embedded([each]) for each in images]
+    if against is None and same_embedding(*embeddings, ask.distance):
+        raise InputError(
+            "the two pictures are the same to the network: nothing could make them more alike, so "
+            "no part of them makes a difference; pass foils=..., pictures to compare them with"
+        )
+    forwards = [ask.similarity(each, against) for each in reversed(embeddings)]
     maps = tuple(ask.map_of(f, i) for f, i in zip(forwards, images, strict=True))
     scores = tuple(ask.score_of(f, i) for f, i in zip(forwards, images, strict=True))
     return Answer(

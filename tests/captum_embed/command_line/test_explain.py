@@ -55,8 +55,9 @@ def require_equal(array: Any, attribution: Any) -> None:
 def test_maps_are_those_of_the_library(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bank", "build", "birds", *TINY, "--output", "birds.bank"]) == 0
     found = explained(
-        capsys, "query.png", "--reference", "hit.png", "--foil", "birds/jay", "--bank", "birds.bank"
-    )
+        capsys, "query.png", "--reference", "hit.png", "--foil", "birds/jay",
+        "--bank", "birds.bank", "--neighbors", "6",
+    )  # fmt: skip
     network = load_network("cli_tiny_networks:small", device="cpu")
     preprocessing = network.preprocessing.replaced(image_size=32)
 
@@ -93,6 +94,41 @@ def test_maps_are_those_of_the_library(birds: Path, capsys: pytest.CaptureFixtur
     back = SimilarityForward(encoder, tensor("query.png"), foils)
     array = np.load(Path("explanations") / reference["maps"]["reference"]["map"])
     require_equal(array, recipes.EXPLAIN.grad_cam(back, layer).attribute(tensor("hit.png")))
+
+
+def test_no_more_entries_lend_than_there_are_of_one_class(
+    birds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bank", "build", "birds", *TINY, "--output", "b"]) == 0
+    for exclude, count in (
+        ((), 3),
+        (("jay/0.png",), 3),
+        (("jay/0.png", "wren/1.png"), 2),
+        (
+            ("jay",),
+            3,
+        ),
+    ):
+        options = ["--exclude", *exclude] if exclude else []
+        found = explained(capsys, "query.png", "--bank", "b", "--force", *options)
+        borrowed = found["images"][0]["maps"]["bank"]["neighbors"]
+        assert len(borrowed) == count
+        words = ["bank", "neighbors", "query.png", "--bank", "b", *TINY, "--json", *options]
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out)[0]["neighbors"] == borrowed
+
+
+def test_an_image_against_itself_is_said_and_drawn_grey(
+    birds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for foils, same in (([], True), (["--foil", "birds/jay"], False)):
+        found = explained(capsys, "query.png", "--reference", "query.png", "--force", *foils)
+        for image in found["images"]:
+            record = image["maps"]["reference"]
+            assert record["same"] == same
+            assert (record["full_colour"] == 0) == same
+        page = Path("explanations/index.html").read_text()
+        assert ("the same to the network, so no place makes a difference" in page) == same
 
 
 def test_the_page_holds_everything_and_names_do_no_harm(
@@ -227,7 +263,9 @@ def test_a_neighbour_of_a_hostile_key_shows_no_picture(
     draw(birds / "secret.png", 3)
     keys = ["../secret.png", str(birds / "secret.png"), "jay/0.png", ".", "jay", "<b>"]
     WeightBank(bank.embeddings, bank.weights, bank.labels, keys, bank.metadata).save("odd.bank")
-    explained(capsys, "query.png", "--bank", "odd.bank", "--bank-images", "birds")
+    explained(
+        capsys, "query.png", "--bank", "odd.bank", "--bank-images", "birds", "--neighbors", "6"
+    )
     page = Collected((birds / "explanations" / "index.html").read_text())
     # The picture, its map, and the one neighbour that lies in the folder.
     assert len(page.loads) == 3

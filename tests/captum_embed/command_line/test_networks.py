@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
+from captum_embed.command_line import networks
 from captum_embed.command_line.networks import layer_named, load_network
 from captum_embed.errors import InputError, LayerError
 
@@ -147,3 +148,20 @@ def test_an_unknown_layer_is_answered_with_those_near_it() -> None:
     for wrong, near in (("layer5", "layer4"), ("layer4.7", r"layer4\.1"), ("", "layer1")):
         with pytest.raises(LayerError, match=near):
             layer_named(encoder, wrong)
+
+
+@pytest.mark.parametrize(
+    ("weights", "side"), [("IMAGENET1K_V1", 224), ("IMAGENET1K_SWAG_E2E_V1", 384)]
+)
+def test_a_vision_transformer_is_of_the_size_of_its_weights(
+    monkeypatch: pytest.MonkeyPatch, weights: str, side: int
+) -> None:
+    def small(name: str, weights: None, image_size: int = 224) -> nn.Module:
+        return models.VisionTransformer(image_size, 32, 1, 2, 8, 8)
+
+    state = small("", None, side).state_dict()
+    monkeypatch.setattr(models, "get_model", small)
+    monkeypatch.setattr(networks, "torchvision_state", lambda *_: state)
+    network = load_network("torchvision:vit_b_16", weights=weights, device="cpu")
+    assert network.preprocessing.image_size == side
+    assert network.encoder(torch.rand(1, 3, side, side)).shape == (1, 8)

@@ -204,7 +204,8 @@ def test_the_default_preprocess_is_torchvisions(encoder):
 
 def test_pictures_come_in_the_encoders_precision(encoder):
     image = Image.new("RGB", (4, 4), (255, 0, 0))
-    answer = questions.why_alike(encoder.double(), image, image)
+    other = Image.new("RGB", (4, 4), (0, 255, 0))
+    answer = questions.why_alike(encoder.double(), image, other)
     assert answer.images[0].dtype == answer.maps[0].dtype == torch.float64
 
 
@@ -219,11 +220,12 @@ def test_normalisation_is_undone_for_drawing(encoder):
             v2.Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         ]
     )
-    assert questions.why_alike(encoder, image, image, preprocess=steps).normalization == (
+    other = Image.new("RGB", (8, 8), (0, 255, 0))
+    assert questions.why_alike(encoder, image, other, preprocess=steps).normalization == (
         [0.5] * 3,
         [0.25] * 3,
     )
-    _figure, axes = questions.why_alike(encoder, image, image).draw()
+    _figure, axes = questions.why_alike(encoder, image, other).draw()
     grey = axes[0, 0].images[0].get_array()
     np.testing.assert_allclose(grey, 0.25 + 0.75 * 0.299, atol=1e-5)
     normalised = questions.why_alike(encoder, *(5 * torch.randn(2, 3, 8, 8)))
@@ -296,3 +298,14 @@ def test_layers_with_tokens_are_explained():
     answer = questions.why_alike(encoder, *pair, **settings)
     expected = questions.why_alike(Colours().eval(), *pair, recipe=PLAIN)
     torch.testing.assert_close(answer.maps, expected.maps)
+
+
+@pytest.mark.parametrize("ask", [questions.why_alike, questions.why_not])
+def test_two_equal_pictures_are_refused_unless_there_is_something_to_compare_with(encoder, ask):
+    both, other = halves(RED, GREEN), halves(BLUE, RED)
+    for second, distance in ((2 * both, "cosine"), (both, "squared_euclidean")):
+        with pytest.raises(InputError, match=r"the same to the network.*pass foils="):
+            ask(encoder, both, second, distance=distance)
+    assert ask(encoder, both, both, foils=[other], recipe=PLAIN).maps[0].abs().max() > 0
+    longer = ask(encoder, both, 2 * both, distance="squared_euclidean", recipe=PLAIN)
+    assert longer.maps[0].abs().max() > 0
