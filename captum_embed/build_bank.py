@@ -16,20 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, NoReturn
 
-import torch
-import torch.distributed as dist
-
 from captum_embed.command_line.main import main as run_command
-
-# A process may wait for others that read from a slower disk. One that ends is seen at once.
-_PATIENCE = timedelta(days=7)
+from captum_embed.weight_bank.processes import joined, launched
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,30 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code, as of ``captum-embed``.
     """
     command = ["bank", "build", *(sys.argv[1:] if arguments is None else arguments)]
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    rank, count = launched()
+    if count > 1:
+        signal.signal(signal.SIGTERM, _end)
+    # All of them know what the bank holds; one tells it.
+    told = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stdout(io.StringIO())
+    with joined(), told:
         return run_command(command)
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    with_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
-    if with_gpus:
-        torch.cuda.set_device(local)
-    signal.signal(signal.SIGTERM, _end)
-    dist.init_process_group("nccl" if with_gpus else "gloo", timeout=_PATIENCE)
-    try:
-        # All of them know what the bank holds; one tells it.
-        told = contextlib.nullcontext() if dist.get_rank() == 0 else _unheard()
-        with told:
-            return run_command(command)
-    finally:
-        dist.destroy_process_group()
 
 
 def _end(number: int, frame: Any) -> NoReturn:
     """Where another process failed, ``torchrun`` ends this one: what there is is written first."""
     raise SystemExit(128 + number)
-
-
-def _unheard() -> contextlib.redirect_stdout[io.StringIO]:
-    return contextlib.redirect_stdout(io.StringIO())
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ def same_embedding(first: Tensor, second: Tensor, distance: Any = "cosine") -> b
 def encoder_of(forward_func: Any) -> Any:
     """What a forward function embeds its images with: its ``.encoder``.
 
+    Of one that ``torch.compile`` wraps, the network itself: compiled code runs past its layers.
+
     Raises:
         InputError: It has none.
     """
@@ -118,7 +120,7 @@ def encoder_of(forward_func: Any) -> Any:
             f"({type(forward_func).__name__}) has no `encoder`; pass embedding_func=..., which "
             "maps images to embeddings (N, D)"
         )
-    return encoder
+    return getattr(encoder, "_orig_mod", encoder)
 
 
 def require_evaluation_mode(*networks: Any) -> None:

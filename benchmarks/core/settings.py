@@ -21,6 +21,7 @@ from captum_embed.errors import (
     InputError,
     LayerError,
     MissingExtraError,
+    ProcessError,
 )
 
 SettingsT = TypeVar("SettingsT")
@@ -33,6 +34,7 @@ EXPECTED = (
     BankFileError,
     BankMismatchError,
     MissingExtraError,
+    ProcessError,
     OSError,
 )
 

@@ -3,7 +3,7 @@
 A run is resumed by starting it again. Its identity (settings, data, network, versions, and what
 times depend on) is written first; a run of another identity is refused the folder, and so is a
 second process. Every finished image is one line of ``records.jsonl``, flushed to disk before the
-next one starts.
+next one starts. Processes that share a run write a file each, which the first one collects.
 """
 
 from __future__ import annotations
@@ -31,19 +31,26 @@ class RunFolder:
     Args:
         path (Path): made where it does not exist.
         identity (dict): JSON values by name; all must be equal for a run to be resumed.
+        rank (int): number of this process; the first opens the folder before the others.
+        count (int): of the processes that share the run.
 
     Raises:
         InputError: not writable, another process is at work in there, a run with another identity
             is in there, or damaged records.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, path: Path, identity: dict[str, Any], rank: int = 0, count: int = 1) -> None:
         self.path = path
         self.identity = identity
         require_writable_folder(path, "--output")
         self._identity_path = path / "run.json"
         self._records_path = path / "records.jsonl"
+        self._own_path = path / f"records-{rank:05}.jsonl" if count > 1 else self._records_path
         self._lock = FileLock(path / ".lock")
+        if rank > 0:
+            self._refuse_another_run(identity)
+            self.done = {record["key"] for record in self.records()}
+            return
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
@@ -64,7 +71,8 @@ class RunFolder:
             unfinished.unlink()
         if not self._identity_path.exists():
             write_json(self._identity_path, self.identity)
-        self._drop_half_a_line()
+        self._drop_half_a_line(self._records_path)
+        self.collect()
         self.done = {record["key"] for record in self.records()}
 
     def __enter__(self) -> RunFolder:
@@ -82,26 +90,45 @@ class RunFolder:
 
     def add(self, record: Record) -> None:
         """Keep the record of one image."""
-        line = json.dumps(record, allow_nan=False) + "\n"
-        with open(self._records_path, "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        self._append(self._own_path, record)
         self.done.add(record["key"])
+
+    def collect(self) -> None:
+        """Put the records of all processes into one file, when none of them is at work."""
+        known = {record["key"] for record in self.records()}
+        for path in sorted(self.path.glob("records-*.jsonl")):
+            self._drop_half_a_line(path)
+            for record in self._records_of(path):
+                # It is twice there where a run was killed while it collected.
+                if record["key"] not in known:
+                    self._append(self._records_path, record)
+            path.unlink()
 
     def records(self) -> Iterator[Record]:
         """The records so far, read one at a time: all of them may not fit in memory."""
-        if not self._records_path.exists():
+        return self._records_of(self._records_path)
+
+    @staticmethod
+    def _append(path: Path, record: Record) -> None:
+        line = json.dumps(record, allow_nan=False) + "\n"
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @staticmethod
+    def _records_of(path: Path) -> Iterator[Record]:
+        if not path.exists():
             return
-        with open(self._records_path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     record = json.loads(line)
                     record["key"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise InputError(
-                        f"{self._records_path}, line {number}: not a record ({error}); delete "
-                        "the line, and the image is done again"
+                        f"{path}, line {number}: not a record ({error}); delete the line, and the "
+                        "image is done again"
                     ) from error
                 yield record
 
@@ -125,11 +152,12 @@ class RunFolder:
                 + "\nUse those settings to go on with it, or choose another --output."
             )
 
-    def _drop_half_a_line(self) -> None:
+    @staticmethod
+    def _drop_half_a_line(path: Path) -> None:
         """The line being written when the last run was killed."""
-        if not self._records_path.exists():
+        if not path.exists():
             return
-        with open(self._records_path, "r+b") as file:
+        with open(path, "r+b") as file:
             size = file.seek(0, os.SEEK_END)
             end = size
             while end > 0:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from benchmarks.core.files import require_writable_folder
 from benchmarks.core.seeding import sample
@@ -32,7 +32,7 @@ from benchmarks.runs.evaluation import Bench, EvaluationPlan, Evaluator, Work
 from benchmarks.runs.folder import RunFolder
 from benchmarks.runs.marked import prepare_networks, retrieval_of
 from benchmarks.runs.memory import peak_memory
-from benchmarks.runs.parallel import evaluate_all, threads_of
+from benchmarks.runs.parallel import evaluate, require_same_works, threads_of
 from benchmarks.runs.pictures import write_panels, write_qualitative
 from benchmarks.runs.preparation import (
     ProtocolCache,
@@ -45,6 +45,7 @@ from captum_embed import TripletForward
 from captum_embed.command_line.networks import chosen_device
 from captum_embed.errors import InputError
 from captum_embed.weight_bank import encoder_fingerprint
+from captum_embed.weight_bank.processes import joined, launched
 
 
 def table_of_columns(results: Mapping[str, Any], images: ImageTable) -> str:
@@ -71,23 +72,36 @@ def localize(
     """
     select(settings.methods)
     _refuse_impossible(settings)
-    device = chosen_device(settings.device)
-    network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
-    network = network.to(device)
-    layer = find_layer(network, settings.layer, settings.layout)
-    forward = TripletForward(network, margin=settings.margin).eval()
-    require_writable_folder(settings.output, "--output")
-    data = chosen_data(settings)
-    own = identity(settings, network, data, device, threads_of(settings.workers))
-    with RunFolder(settings.output, own) as run:
+    rank, count = launched()
+    if rank > 0:
+        settings = replace(settings, progress=False)
+    with ExitStack() as stack:
+        # The first process prepares what all of them need, while the others wait to join it.
+        processes = stack.enter_context(joined()) if rank > 0 else None
+        device = chosen_device(settings.device)
+        network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
+        network = network.to(device)
+        layer = find_layer(network, settings.layer, settings.layout)
+        forward = TripletForward(network, margin=settings.margin).eval()
+        require_writable_folder(settings.output, "--output")
+        data = chosen_data(settings)
+        own = identity(settings, network, data, device, threads_of(settings.workers))
+        run = stack.enter_context(RunFolder(settings.output, own, rank, count))
         data = survey(data, progress=settings.progress)
         plan = plan_of(settings, device, run.cache)
         works = items_of(settings, plan, network, data)
-        prepare(settings, plan, forward, layer, data)
-        prepare_networks(settings, plan, data, settings.mark_steps)
         if settings.slow_limit is not None:
             plan = replace(plan, slow_keys=slow_keys(settings, works))
-        evaluate(settings, plan, run, works)
+        if processes is None:
+            prepare(settings, plan, forward, layer, data)
+            prepare_networks(settings, plan, data, settings.mark_steps)
+            processes = stack.enter_context(joined())
+        require_same_works(processes, works)
+        with processes.together("measuring images"):
+            evaluate(settings, plan, run, works, processes)
+        if rank > 0:
+            return settings.output / "results.json"
+        run.collect()
         return report(settings, plan, run, data, works, table)
 
 
@@ -195,7 +209,7 @@ def identity(
     return {
         **chosen,
         "reductions": {method.name: method.all_reductions for method in methods},
-        "workers": getattr(settings, "workers", 1),
+        "workers": getattr(settings, "workers", 1) * launched()[1],
         "threads": threads,
         "device": str(device),
         "machine": machine(str(device)),
@@ -241,28 +255,6 @@ def prepare(
         )
 
 
-def evaluate(
-    settings: LocalizeSettings, plan: EvaluationPlan, run: RunFolder, works: Sequence[Work]
-) -> None:
-    """Measure what has no record yet."""
-    missing = [work for work in works if work.key not in run.done]
-    if len(missing) < len(works):
-        print(f"going on: {len(works) - len(missing)} of {len(works)} images are done")
-    if not missing:
-        return
-    bar = tqdm(
-        total=len(works),
-        initial=len(works) - len(missing),
-        desc="test images",
-        unit="image",
-        disable=not settings.progress,
-    )
-    with bar:
-        for record in evaluate_all(plan, missing, settings.workers):
-            run.add(record)
-            bar.update()
-
-
 def report(
     settings: LocalizeSettings,
     plan: EvaluationPlan,
@@ -286,7 +278,7 @@ def report(
         "versions": package_versions(),
         "machine": machine(plan.device),
         "device": plan.device,
-        "workers": settings.workers,
+        "workers": settings.workers * launched()[1],
         "threads": threads_of(settings.workers),
         "identity": run.identity,
         "data": data.as_json(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -11,8 +13,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.runs.evaluation import EvaluationPlan, Evaluator, Work
+from benchmarks.runs.folder import RunFolder
+from benchmarks.runs.settings import LocalizeSettings
+from captum_embed.errors import InputError
+from captum_embed.weight_bank.processes import Processes
 
 _evaluator: Evaluator | None = None
 
@@ -20,6 +27,49 @@ _evaluator: Evaluator | None = None
 def threads_of(workers: int) -> int:
     """Threads of PyTorch in each process that evaluates."""
     return torch.get_num_threads() if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
+
+
+def require_same_works(processes: Processes, works: Sequence[Work]) -> None:
+    """Refuses processes that would not share the same items.
+
+    Raises:
+        InputError: One has other items than this one.
+    """
+    text = json.dumps([[work.key, list(work.items)] for work in works])
+    own = hashlib.sha256(text.encode()).hexdigest()
+    for rank, other in enumerate(processes.exchange(own)):
+        if other != own:
+            raise InputError(
+                f"process {rank} has other images to measure than process {processes.rank}; start "
+                "all of them with the same data and settings, on machines of one kind"
+            )
+
+
+def evaluate(
+    settings: LocalizeSettings,
+    plan: EvaluationPlan,
+    run: RunFolder,
+    works: Sequence[Work],
+    processes: Processes,
+) -> None:
+    """Measure this process's share of what has no record yet."""
+    missing = [work for work in works if work.key not in run.done]
+    if len(missing) < len(works) and processes.rank == 0:
+        print(f"going on: {len(works) - len(missing)} of {len(works)} images are done")
+    # Every so many-th: images of one class, which come together, take equally long.
+    missing = missing[processes.rank :: processes.count]
+    if not missing:
+        return
+    bar = tqdm(
+        total=len(missing),
+        desc="test images",
+        unit="image",
+        disable=not settings.progress,
+    )
+    with bar:
+        for record in evaluate_all(plan, missing, settings.workers):
+            run.add(record)
+            bar.update()
 
 
 def evaluate_all(

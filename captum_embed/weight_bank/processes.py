@@ -1,4 +1,4 @@
-"""The processes that build one bank together, by the collectives of ``torch.distributed``.
+"""The processes that do one job together, by the collectives of ``torch.distributed``.
 
 Only tensors and text are exchanged: objects would be pickled.
 """
@@ -6,8 +6,10 @@ Only tensors and text are exchanged: objects would be pickled.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +17,39 @@ import torch.distributed as dist
 from torch import Tensor
 
 from captum_embed.errors import ProcessError
+
+# A process may wait for others that read from a slower disk. One that ends is seen at once.
+_PATIENCE = timedelta(days=7)
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes that ``torchrun`` started, once all of them are here; or this one alone.
+
+    Each uses one GPU, where there are as many.
+
+    Example::
+
+        >>> with joined() as processes:
+        ...     processes.count
+        1
+    """
+    if launched()[1] == 1:
+        yield Processes()
+        return
+    with_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
+    if with_gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if with_gpus else "gloo", timeout=_PATIENCE)
+    try:
+        yield Processes()
+    finally:
+        dist.destroy_process_group()
+
+
+def launched() -> tuple[int, int]:
+    """Number of this process, and of how many, as ``torchrun`` tells it; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Processes:
@@ -139,7 +174,7 @@ def _failing_clearly() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ProcessError(
-            f"another process of the build has ended, or does not answer ({error}); see its own "
-            "output for the reason, then start the build again: with a path it goes on where it "
-            "was"
+            f"another process of the job has ended, or does not answer ({error}); see its own "
+            "output for the reason, then start the job again: what writes to a path goes on where "
+            "it was"
         ) from error

@@ -1,6 +1,7 @@
 """EmbeddingLayerGradCam with a weight bank: borrowed weights, and queries that are refused."""
 
 import warnings
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -231,6 +232,7 @@ def test_a_query_far_from_the_bank_is_warned_of_once(encoder):
         )
 
 
+<<<<<<< HEAD
 def test_only_a_query_that_may_be_far_has_a_large_bank_searched_for_its_spacing(monkeypatch):
     from captum_embed.weight_bank.queries import nearest_entries
 
@@ -253,3 +255,27 @@ def test_only_a_query_that_may_be_far_has_a_large_bank_searched_for_its_spacing(
         with pytest.raises(UserWarning, match=r"at most 0\.00\d+ from theirs"):
             nearest_entries(bank, rows[:2] + 30, 1)
     assert [bank for queries, bank in searched if queries > 2][1:] == [5000]
+=======
+@pytest.mark.parametrize(
+    ("change", "context", "tolerance"),
+    [
+        (lambda e: e, lambda: torch.autocast("cpu", torch.bfloat16), 0.01),
+        (lambda e: e.to(memory_format=torch.channels_last), nullcontext, 1e-6),
+    ],
+    ids=["autocast", "channels_last"],
+)
+def test_transfer_is_the_same_however_the_network_is_run(encoder, bank, change, context, tolerance):
+    options = {"num_neighbors": 3, "exclude": ["k5"]}
+    plain = EmbeddingLayerGradCam(TripletForward(encoder), encoder[1], weight_bank=bank)
+    expected = plain.attribute(QUERIES, **options)
+    keys = plain.neighbors(QUERIES, **options).keys
+    network = change(encoder)
+    cam = EmbeddingLayerGradCam(TripletForward(network), encoder[1], weight_bank=bank)
+    queries = QUERIES.contiguous(memory_format=torch.channels_last)
+    for given in (QUERIES, queries):
+        with context():
+            maps = cam.attribute(given, **options)
+            assert cam.neighbors(given, **options).keys == keys
+        assert maps.dtype == torch.float32
+        assert (maps - expected).abs().max() <= tolerance * expected.abs().max()
+>>>>>>> 4913709 (torchrun -m benchmarks localize or faithfulness splits images over processes; transfer with a compiled, channels-last or autocast network is tested)

@@ -583,10 +583,21 @@ class TestBadInput:
             )
 
     def test_compiled_network_that_ran_before(self, encoder):
-        compiled = torch.compile(encoder, backend="eager")
+        compiled = torch.compile(encoder.eval(), backend="eager")
         compiled(triplets()[0])
         with pytest.raises(LayerError, match=r"torch\.compile"):
             EmbeddingLayerGradCam(compiled, encoder.features).attribute(triplets()[0], 0)
+        # A query of a bank runs the network itself.
+        bank = WeightBank(torch.randn(20, 6), torch.randn(20, 5))
+        of_plain, of_compiled = (
+            EmbeddingLayerGradCam(TripletForward(each), encoder.features, weight_bank=bank)
+            for each in (encoder, compiled)
+        )
+        queries = triplets()[1]
+        assert torch.equal(of_compiled.attribute(queries), of_plain.attribute(queries))
+        assert torch.equal(
+            of_compiled.neighbors(queries).indices, of_plain.neighbors(queries).indices
+        )
 
     @pytest.mark.parametrize("setting", [{"num_neighbors": 5}, {"exclude": ["a"]}])
     def test_settings_of_a_bank_without_a_bank(self, encoder, setting):

@@ -2,7 +2,10 @@ import contextlib
 import csv
 import io
 import json
+import multiprocessing
+import os
 import shutil
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +131,12 @@ def prepare_folder(folder: Path) -> None:
 def run(
     output: str = "run", *, figures: bool = False, memory: bool = False, **changes: str | None
 ) -> int:
+    return main(words_of(output, figures=figures, memory=memory, **changes))
+
+
+def words_of(
+    output: str, *, figures: bool = False, memory: bool = False, **changes: str | None
+) -> list[str]:
     options: dict[str, str | None] = {
         "data": "data",
         "train-classes": "1-2",
@@ -143,7 +152,7 @@ def run(
     }
     words = [w for name, value in options.items() if value for w in (f"--{name}", value)]
     flags = ["--figures" if figures else "--no-figures", "--memory" if memory else "--no-memory"]
-    return main(["localize", "--no-progress", *flags, *words])
+    return ["localize", "--no-progress", *flags, *words]
 
 
 def results(folder: str = "run") -> dict[str, Any]:
@@ -298,6 +307,76 @@ def test_several_processes_give_the_numbers_of_one(place: Path) -> None:
             for figure, found in numbers["figures"].items():
                 theirs = value(results("two"), name, protocol, figure)
                 assert theirs == pytest.approx(found["value"], abs=1e-4)
+
+
+# One of the processes that torchrun starts; with something done first.
+ONE_OF_THE_PROCESSES = """
+import contextlib, os, sys
+os.environ.update({environment!r})
+os.chdir({folder!r})
+sys.path.insert(0, os.getcwd())
+from benchmarks.runs import evaluation
+from benchmarks.__main__ import main
+{first}
+with open({log!r}, "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    code = main({words!r})
+os._exit(code)
+"""
+DIES = """
+record = evaluation.Evaluator.record
+def dying(self, work, done=[]):
+    done.append(work)
+    return record(self, work) if len(done) < 2 else os._exit(9)
+evaluation.Evaluator.record = dying
+"""
+
+
+def run_by_two_processes(output: str, first: str = "") -> list[int | None]:
+    """The exit codes; what was printed is in a log of each, in the working folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # A server that has imported everything starts them: that takes most of the time.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.commands.localize"])
+    processes = []
+    for rank in range(2):
+        environment = {
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        code = ONE_OF_THE_PROCESSES.format(
+            environment=environment,
+            folder=os.getcwd(),
+            first=first if rank else "",
+            log=f"log{rank}.txt",
+            words=words_of(output),
+        )
+        process = context.Process(
+            target=exec, args=(f"import os; os.chdir({os.getcwd()!r})" + code, {})
+        )
+        process.start()
+        processes.append(process)
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def test_the_processes_of_torchrun_share_the_images_and_go_on_after_one_died(
+    finished: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(evaluation.__file__).parents[2]))
+    assert run_by_two_processes("parts", DIES) == [1, 9]
+    assert "another process of the job has ended" in Path("log0.txt").read_text()
+    assert not Path("parts/results.json").exists()
+    assert run_by_two_processes("parts") == [0, 0]
+    assert "going on: 5 of 8 images are done" in Path("log0.txt").read_text()
+    assert "images are done" not in Path("log1.txt").read_text()
+    assert numbers_of("parts") == numbers_of("run")
+    assert results("parts")["workers"] == 2
+    assert not list(Path("parts").glob("records-*"))
 
 
 def test_a_finished_run_is_not_computed_again(
