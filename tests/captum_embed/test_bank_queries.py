@@ -232,7 +232,6 @@ def test_a_query_far_from_the_bank_is_warned_of_once(encoder):
         )
 
 
-<<<<<<< HEAD
 def test_only_a_query_that_may_be_far_has_a_large_bank_searched_for_its_spacing(monkeypatch):
     from captum_embed.weight_bank.queries import nearest_entries
 
@@ -255,7 +254,8 @@ def test_only_a_query_that_may_be_far_has_a_large_bank_searched_for_its_spacing(
         with pytest.raises(UserWarning, match=r"at most 0\.00\d+ from theirs"):
             nearest_entries(bank, rows[:2] + 30, 1)
     assert [bank for queries, bank in searched if queries > 2][1:] == [5000]
-=======
+
+
 @pytest.mark.parametrize(
     ("change", "context", "tolerance"),
     [
@@ -278,4 +278,3 @@ def test_transfer_is_the_same_however_the_network_is_run(encoder, bank, change, 
             assert cam.neighbors(given, **options).keys == keys
         assert maps.dtype == torch.float32
         assert (maps - expected).abs().max() <= tolerance * expected.abs().max()
->>>>>>> 4913709 (torchrun -m benchmarks localize or faithfulness splits images over processes; transfer with a compiled, channels-last or autocast network is tested)
