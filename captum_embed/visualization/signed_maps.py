@@ -29,6 +29,8 @@ ENDS = ("against", "for")
 _SIGNS = ("all", "positive", "negative")
 _IN_A_ROW = 6
 _CELL = 2.8
+# In a page, a wider figure would be scaled down, and its words with it.
+_WIDEST = 8.0
 _TITLE, _COLORBAR = 0.8, 0.7
 """Heights in inches, as :data:`_CELL` is."""
 
@@ -189,10 +191,11 @@ def figure_and_axes(
     shapes = [each.shape[1] / each.shape[0] for each in pictures]
     # Pictures side by side are equally high; in several rows, equally wide.
     widths = shapes if rows == 1 else [1.0] * columns
-    height = _CELL if rows == 1 else _CELL / min(shapes)
+    cell = min(_CELL, _WIDEST / sum(widths))
+    height = cell if rows == 1 else min(cell / min(shapes), cell)
     size = fig_size or (
-        _CELL * sum(widths),
-        (min(height, _CELL) + _TITLE) * rows + _COLORBAR * show_colorbar,
+        cell * sum(widths),
+        (height + _TITLE) * rows + _COLORBAR * show_colorbar,
     )
     new: Figure
     if use_pyplot:
