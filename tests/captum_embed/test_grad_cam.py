@@ -582,18 +582,23 @@ class TestBadInput:
                 triplets()[0]
             )
 
-    def test_compiled_network_that_ran_before(self, encoder):
-        compiled = torch.compile(encoder.eval(), backend="eager")
-        compiled(triplets()[0])
-        with pytest.raises(LayerError, match=r"torch\.compile"):
-            EmbeddingLayerGradCam(compiled, encoder.features).attribute(triplets()[0], 0)
+    def test_compiled_network_that_ran_before_is_refused_or_right(self, encoder):
+        images, queries = triplets()[:2]
+        expected = EmbeddingLayerGradCam(encoder.eval(), encoder.features).attribute(images, 0)
+        compiled = torch.compile(encoder, backend="eager")
+        compiled(images)
+        try:
+            maps = EmbeddingLayerGradCam(compiled, encoder.features).attribute(images, 0)
+        except LayerError as error:
+            assert "torch.compile" in str(error)
+        else:  # PyTorch 2.3 compiles anew where there is a hook.
+            torch.testing.assert_close(maps, expected)
         # A query of a bank runs the network itself.
         bank = WeightBank(torch.randn(20, 6), torch.randn(20, 5))
         of_plain, of_compiled = (
             EmbeddingLayerGradCam(TripletForward(each), encoder.features, weight_bank=bank)
             for each in (encoder, compiled)
         )
-        queries = triplets()[1]
         assert torch.equal(of_compiled.attribute(queries), of_plain.attribute(queries))
         assert torch.equal(
             of_compiled.neighbors(queries).indices, of_plain.neighbors(queries).indices
