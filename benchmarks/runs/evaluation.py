@@ -60,6 +60,7 @@ class EvaluationPlan:
         embedding_dim (int, optional): width of a new head, see `build_network`.
         budget (int): evaluations per image of the methods that take many, see
             `benchmarks.methods.budget`.
+        bank_channels (int, optional): of compact banks; None: all.
         slow_keys (frozenset of str, optional): the items that methods of cost ``"slow"`` are run
             on; None: all.
     """
@@ -76,6 +77,7 @@ class EvaluationPlan:
     layout: Layout = "channels_first"
     embedding_dim: int | None = None
     budget: int = DEFAULT_BUDGET
+    bank_channels: int | None = None
     slow_keys: frozenset[str] | None = None
 
 
@@ -158,9 +160,10 @@ class Bench:
         self.network = forward.encoder
         self.compared: tuple[Bench, ...] = ()
         self.queries = QueryReferences.load(cache.queries) if cache.queries.exists() else None
-        banks = {
-            spec: WeightBank.load(cache.bank(spec)) for spec in distinct_banks(select(plan.methods))
-        }
+        specs = distinct_banks(select(plan.methods))
+        banks = {spec: WeightBank.load(cache.bank(spec)) for spec in specs}
+        if (kept := plan.bank_channels) is not None:
+            banks = {spec: bank.compact(kept, embeddings="float16") for spec, bank in banks.items()}
         self.subject = Subject(
             Match(forward.encoder),
             layer,

@@ -135,7 +135,12 @@ def plan_of(settings: ExplainSettings, device: torch.device, cache: Path) -> Eva
         embedding_dim=settings.embedding_dim,
     )
     if isinstance(settings, LocalizeSettings):
-        return replace(plan, protocols=settings.protocols, budget=settings.budget)
+        return replace(
+            plan,
+            protocols=settings.protocols,
+            budget=settings.budget,
+            bank_channels=settings.bank_channels,
+        )
     return plan
 
 

@@ -94,6 +94,12 @@ class LocalizeSettings(ExplainSettings):
         default=None,
         parse=positive_int,
     )
+    bank_channels: int | None = setting(
+        "compact banks: weights kept of each entry, in half precision, with half-precision "
+        "embeddings; default: all, as built",
+        default=None,
+        parse=positive_int,
+    )
     num_mosaics: int = setting(
         "mosaics of the protocol of that name", default=200, parse=positive_int
     )

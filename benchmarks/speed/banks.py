@@ -140,11 +140,14 @@ def recall(indices: Tensor, expected: Tensor) -> float:
 
 
 def size(scene: Scene) -> Iterator[Comparison]:
-    """Bytes of a saved entry, by precision; nothing is timed."""
-    entries = min(10_000, scene.entries)
-    bank = random_bank(entries)
+    """Bytes of a saved entry, by what is kept of it; nothing is timed."""
+    entries, channels = min(10_000, scene.entries), 2048
+    bank = random_bank(entries, channels=channels)
     bank = WeightBank(bank.embeddings, bank.weights, torch.arange(entries))
     kinds = {"float32": bank, "bfloat16": bank.to(torch.bfloat16)}
+    for kept in (200, 50):
+        compact = bank.compact(kept, embeddings="float16")
+        kinds[f"float16, the {kept} largest weights"] = compact
     whole = 0.0
     for named, saved in kinds.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +156,7 @@ def size(scene: Scene) -> Iterator[Comparison]:
             per_entry = sum(file.stat().st_size for file in files) / entries
         whole = whole or per_entry
         yield Comparison(
-            f"a saved entry of {WIDTH} numbers and {WIDTH} weights, {named}",
+            f"a saved entry of {WIDTH} numbers and {channels:,} weights, {named}",
             "float32",
             facts={"ratio": per_entry / whole, "bytes per entry": per_entry},
         )

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.report.chart_parts import save_charts
-from benchmarks.speed import banks, library, peers
+from benchmarks.speed import banks, library, peers, scale
 from benchmarks.speed.comparison import WIDTH, Comparison, Ratio, Scene, compared, machine_of
 from captum_embed.command_line.networks import chosen_device
 
@@ -24,6 +24,8 @@ PARTS: dict[str, Callable[[Scene], Iterator[Comparison]]] = {
     "growth": banks.growth,
     "index": banks.index,
     "size": banks.size,
+    "mining": scale.mining,
+    "opening": scale.opening,
 }
 
 

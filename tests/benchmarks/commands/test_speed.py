@@ -3,6 +3,8 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.__main__ import main
-from benchmarks.speed import banks, peers
+from benchmarks.speed import banks, peers, scale
 from benchmarks.speed.comparison import Scene, as_markdown, compared
 from benchmarks.speed.measure import PARTS
 from captum_embed import EmbeddingLayerGradCam, SimilarityForward
@@ -119,3 +121,27 @@ def test_recall_is_that_of_the_neighbours(scene: Scene) -> None:
     assert banks.recall(nearest[:, :5].repeat(1, 2), nearest) == 1
     missed = torch.cat([nearest[:, :7], torch.full((20, 3), -1)], 1)
     assert banks.recall(missed, nearest) == pytest.approx(0.7)
+
+
+def test_what_is_opened_is_the_bank_whose_size_is_told(scene: Scene) -> None:
+    (opening,) = scale.opening(scene)
+    # The folder of the bank is there while the row is made, and no longer.
+    for pair in scale.opening(scene):
+        assert pair.ours is not None
+        assert len(pair.ours()) == 1000
+    row = 1000 * (512 + scale.OPENED_WEIGHTS) * 2 + 1000 * (8 + 8 + len("photographs/100.jpg"))
+    assert opening.facts["MB"] == pytest.approx(row / 1e6, rel=0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_memory_is_what_a_task_takes_at_most() -> None:
+    _, megabytes = scale._measured(lambda: torch.ones(30_000_000).sum())
+    assert megabytes == pytest.approx(120, rel=0.1)
+    assert scale._measured(lambda: None)[1] < 10
+
+
+def test_sizes_are_powers_of_ten_up_to_the_largest_bank(scene: Scene) -> None:
+    assert scale.sizes(replace(scene, entries=20_000)) == [1000, 10_000]
+    assert scale.sizes(replace(scene, entries=500)) == [500]
+    (mined,) = scale.mining(replace(scene, entries=200))
+    assert mined.facts["ratio"] == pytest.approx(mined.facts["ms hardest"] / mined.facts["ms all"])
