@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.runs.preparation import ProtocolCache, QueryReferences
 from benchmarks.runs.shared_forward import Recording, record, replayed
 from captum_embed import TripletForward, WeightBank
+from captum_embed.errors import InputError, LayerError
 from captum_embed.layouts import Layout
 
 # Width of the head that networks trained for a protocol get where the run's has none.
@@ -215,7 +217,13 @@ class Bench:
         size = (query.image.shape[2], query.image.shape[3])
         signed = self.protocol.signed
         reduction = method.reduction(self.protocol.question, signed=signed)
-        return heatmap(explain(query), size, reduction, signed=signed)
+        try:
+            signed_map = explain(query)
+        except (InputError, LayerError) as error:
+            # What a method refuses is counted among its maps that are not finite.
+            warnings.warn(f"no map by {method.title}: {error}", stacklevel=2)
+            signed_map = query.image.new_full((1, 1, 1, 1), torch.nan)
+        return heatmap(signed_map, size, reduction, signed=signed)
 
     def measure(self, item: Item) -> dict[str, Any]:
         """Measures of every method and floor on one item; ``{"left_out": reason}`` without any."""

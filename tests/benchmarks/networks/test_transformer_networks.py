@@ -26,6 +26,7 @@ from captum_embed import TripletForward, build_weight_bank
 from captum_embed.command_line.images import Preprocessing
 from captum_embed.command_line.networks import LoadedNetwork
 from captum_embed.errors import InputError, LayerError
+from captum_embed.rivals import EigenCAM
 
 SIDE = 64
 
@@ -202,6 +203,14 @@ def test_a_run_from_the_command_line(
     monkeypatch.chdir(tmp_path)
     # The page takes longer than the run.
     monkeypatch.setattr(localize, "write_page", lambda folder, *_: folder / "report.html")
+    trial_side = 64
+
+    def refuse(self: Any, image: Tensor) -> Tensor:
+        if image.shape[2] == trial_side:
+            return torch.zeros(1, 1, 2, 2)
+        raise InputError("not of this image")
+
+    monkeypatch.setattr(EigenCAM, "attribute", refuse)
     rng, lines = np.random.default_rng(0), ["image,label,x,y,width,height"]
     for number in range(8):
         label, file = "gray" if number % 4 < 2 else "red", f"{number}.png"
@@ -218,10 +227,12 @@ def test_a_run_from_the_command_line(
     ).split()
     runs = {"localize": "boxes"} | ({"faithfulness": "deletion"} if name == "vit" else {})
     for command, protocol in runs.items():
-        assert main([command, *words, command, "--protocols", protocol]) == 0
+        with pytest.warns(UserWarning, match="no map by Eigen-CAM: not of this image"):
+            assert main([command, *words, command, "--protocols", protocol]) == 0
         found = json.loads(Path(command, "results.json").read_text())
         missing = {each["name"] for each in found["methods"] if each["unavailable"]}
         assert missing == UNAVAILABLE[name]
         for method in set(METHODS) - missing:
             assert found["summary"][method][protocol]["num_images"] == 1
-            assert found["summary"][method][protocol]["num_not_finite"] == 0
+            refused = method == "eigen_cam"
+            assert found["summary"][method][protocol]["num_not_finite"] == refused
