@@ -532,7 +532,7 @@ def test_damaged_files_are_named(
         WeightBank.load(saved, mmap=mmap)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=int(os.environ.get("BANK_FLIPS", 60)), deadline=None)
 @given(st.data())
 def test_no_single_byte_of_any_file_can_change_unnoticed(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
