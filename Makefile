@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: benchmark test torture lint docs format clean
+.PHONY: benchmark test torture mutants lint docs format clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
@@ -23,10 +23,17 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Kills, flipped bytes, readers against writers, threads: the tests of reliability, at length.
+# The tests of reliability at length: counts in docs/reliability.md.
 torture: $(INSTALLED)
-	BANK_LOADS=10000 $(BIN)/python -m pytest tests/captum_embed tests/benchmarks/runs \
-		-k "reader_sees or killed or single_byte or savers or threads or fails_leaves or interrupt" $(ARGS)
+	BANK_LOADS=10000 BANK_FLIPS=6204 EXCEPTION_EVERY=1 MAPS=5000 THREAD_CALLS=60 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest tests/captum_embed tests/benchmarks/runs tests/benchmarks/commands \
+		-k "reader_sees or killed or single_byte or savers or threads or fails_leaves or interrupt \
+		or no_trace or stays_flat" $(ARGS)
+
+# Mutation testing of a drawn sample; what was tried is kept in runs/mutants.
+mutants: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[mutants]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation $(ARGS)
 
 # The site, into docs/_build/html. Its notebooks run; a warning is an error.
 docs: $(INSTALLED)

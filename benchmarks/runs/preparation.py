@@ -29,6 +29,7 @@ from benchmarks.runs.settings import ExplainSettings
 from captum_embed import TripletForward, build_weight_bank
 from captum_embed.encoder_forward import Explains
 from captum_embed.errors import InputError
+from captum_embed.weight_bank.files import MANIFEST_NAME
 from captum_embed.weight_bank.mining import Mining, mine_tuples, require_minable
 
 # Images of one size among these are encoded together; 16 full-size ones fit in 2 GB.
@@ -196,7 +197,8 @@ def prepare_banks(
     wanted: dict[tuple[int, Mining, Explains], dict[nn.Module, list[Path]]] = {}
     for spec in distinct_banks(methods):
         path = cache.bank(spec)
-        if path.exists():
+        # A save that was killed leaves a folder without its manifest.
+        if (path / MANIFEST_NAME).exists():
             continue
         asked = spec.num_tuples or settings.num_tuples, spec.mining or settings.mining
         layers = wanted.setdefault((*asked, spec.explains), {})

@@ -68,6 +68,20 @@ def test_the_constructor_s_number_of_neighbours_is_the_default(encoder, bank):
         )
 
 
+def test_further_arguments_reach_the_embedding_function(encoder, bank):
+    def embed(images, factor):
+        return factor * encoder(images)
+
+    grad_cam = EmbeddingLayerGradCam(
+        TripletForward(encoder), encoder[1], weight_bank=bank, embedding_func=embed
+    )
+    nearest_of_opposite = torch.cdist(-encoder(QUERIES).detach(), bank.embeddings).argmin(1)
+    weights = grad_cam.grad_weights(QUERIES, additional_forward_args=-1)
+    assert torch.equal(weights, bank.weights[nearest_of_opposite])
+    found = grad_cam.neighbors(QUERIES, additional_forward_args=-1)
+    assert torch.equal(found.indices[:, 0], nearest_of_opposite)
+
+
 def test_neighbors_names_whose_weights_were_borrowed(encoder, bank):
     grad_cam = EmbeddingLayerGradCam(
         TripletForward(encoder), encoder[1], weight_bank=bank, num_neighbors=3

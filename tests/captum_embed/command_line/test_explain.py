@@ -198,6 +198,7 @@ def test_nothing_is_written_before_all_fits(
         (("query.png", "--reference", "broken.png", *TINY), "cannot be read as an image"),
         (("query.png", *reference, *network, "--layer", "7"), "it has 0, 1, 2, 3"),
         (("query.png", *reference, *network), "layer"),
+        (("query.png", *reference, *TINY, "--checkpoint", "absent"), "no checkpoint file absent"),
         (("query.png", *bank, *network, "--layer", "0"), "built for the layer '1'"),
         (("query.png", *bank, *network, "--explains", "loss"), "give --explains match"),
         (("query.png", *bank, *network, "--image-size", "40"), "--image-size"),
