@@ -1,12 +1,13 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,33 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     assert run("parts") == 0
     assert "going on: 3 of 8 images are done" in capsys.readouterr().out
     assert numbers_of("parts") == numbers_of("run")
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "fork") or torch.get_num_threads() > 1,
+    reason="kills a copy of this process, which must have no threads: OMP_NUM_THREADS=1",
+)
+def test_a_killed_run_goes_on_to_the_same_numbers(
+    finished: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies in place of a call that brings something to the disk."""
+    calls = itertools.count(1)
+
+    def dying(real: Callable[..., Any], last: int) -> Callable[..., Any]:
+        return lambda *args: os._exit(9) if next(calls) == last else real(*args)
+
+    # `make torture` kills at each.
+    kills = int(os.environ.get("RUN_KILLS", "1"))
+    for last in range(1, kills + 1) if kills > 1 else [5]:
+        child = os.fork()
+        if not child:
+            for name in ("fsync", "replace"):
+                monkeypatch.setattr(os, name, dying(getattr(os, name), last))
+            run(f"killed_{last}")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert run(f"killed_{last}") == 0
+        assert numbers_of(f"killed_{last}") == numbers_of("run")
 
 
 def test_several_processes_give_the_numbers_of_one(place: Path) -> None:
