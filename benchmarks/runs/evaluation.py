@@ -227,21 +227,28 @@ class Bench:
 
     def measure(self, item: Item) -> dict[str, Any]:
         """Measures of every method and floor on one item; ``{"left_out": reason}`` without any."""
+        started = self._now()
         frame = self.protocol.frame(item)
         if frame is None:
             return {"left_out": "its box lies outside the crop"}
         height, width = frame.size
         asked = [bench._asked(item.key, frame) for bench in (self, *self.compared)]
+        measured = {
+            name: self._measure_method(name, item.key, asked, frame)
+            for name in self.explainers
+            if self.wants(name, item.key)
+        }
+        floors = self.protocol.floors(frame, self.embed)
         return {
             "size": [width, height],
             "box": [round(side, 3) for side in frame.box],
             "forward_seconds": round(asked[0].forward_seconds, 5),
-            "floors": self.protocol.floors(frame, self.embed),
-            "methods": {
-                name: self._measure_method(name, item.key, asked, frame)
-                for name in self.explainers
-                if self.wants(name, item.key)
-            },
+            # One pass for all that share it, and what each method computes beside that.
+            "methods_seconds": sum(one.forward_seconds for one in asked)
+            + sum(seconds for _, seconds in measured.values()),
+            "seconds": self._now() - started,
+            "floors": floors,
+            "methods": {name: measures for name, (measures, _) in measured.items()},
         }
 
     def _asked(self, key: str, frame: Frame) -> Asked:
@@ -255,16 +262,21 @@ class Bench:
 
     def _measure_method(
         self, name: str, key: str, asked: Sequence[Asked], frame: Frame
-    ) -> Measures:
-        """What is kept of a method's heatmaps, and the seconds that one of them takes."""
+    ) -> tuple[Measures, float]:
+        """What is kept of a method's heatmaps; and the seconds of all, without the shared pass."""
         timed = [one.bench._maps(name, key, one.queries, one.shared) for one in asked]
         maps = [pixels for of_network, _ in timed for pixels in of_network]
+        shares = self.explainers[name][0].shares_forward
+        total = sum(
+            len(of_network) * (seconds - (one.shared.seconds if shares else 0.0))
+            for (of_network, seconds), one in zip(timed, asked, strict=True)
+        )
         finite = all(bool(np.isfinite(pixels).all()) for pixels in maps)
         maps = [pixels if np.isfinite(pixels).all() else np.zeros_like(pixels) for pixels in maps]
         measures = self.protocol.measure(maps, frame, self.embed)
         if not finite:
             measures["not_finite"] = True
-        return {**measures, "seconds": round(timed[0][1], 5)}
+        return {**measures, "seconds": round(timed[0][1], 5)}, total
 
     def _maps(
         self, name: str, key: str, queries: Sequence[Query], shared: SharedForward

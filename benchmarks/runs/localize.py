@@ -32,7 +32,7 @@ from benchmarks.runs.evaluation import Bench, EvaluationPlan, Evaluator, Work
 from benchmarks.runs.folder import RunFolder
 from benchmarks.runs.marked import prepare_networks, retrieval_of
 from benchmarks.runs.memory import peak_memory
-from benchmarks.runs.parallel import evaluate, require_same_works, threads_of
+from benchmarks.runs.parallel import evaluate, overheads, require_same_works, threads_of
 from benchmarks.runs.pictures import write_panels, write_qualitative
 from benchmarks.runs.preparation import (
     ProtocolCache,
@@ -296,6 +296,7 @@ def report(
         "mark_retrieval": retrieval_of(plan),
         "memory": memory,
         "forward": forward_costs(images, plan.protocols, memory),
+        "overheads": overheads(run.records()),
         "figures": declared(plan.protocols),
         "summary": summarize(
             images, names, main, memory=memory, num_resamples=settings.num_resamples
@@ -309,6 +310,8 @@ def report(
     print(f"\n{table(results, images)}")
     print(counts_text(results["counts"], results["data"]))
     print(forward_text(results["forward"]))
+    told = ", ".join(f"{ratio:.2f} ({name})" for name, ratio in results["overheads"].items())
+    print(f"an image costs, as a multiple of what its methods compute: {told}")
     titles = {method["name"]: method["title"] for method in results["methods"]}
     for name, reason in evaluator.unavailable.items():
         print(f"not available: {titles[name]}: {reason}")

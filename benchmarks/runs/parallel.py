@@ -8,10 +8,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -122,3 +123,20 @@ def _end_with_main_process() -> None:
 def _work(work: Work) -> dict[str, Any]:
     assert _evaluator is not None
     return _evaluator.record(work)
+
+
+def overheads(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """What an item costs, by protocol, as a multiple of what its methods compute: the median.
+
+    Example:
+        >>> measured = {"seconds": 3.0, "methods_seconds": 2.0}
+        >>> overheads([{"key": "a", "protocols": {"boxes": measured}}])
+        {'boxes': 1.5}
+    """
+    ratios: dict[str, list[float]] = {}
+    for record in records:
+        for protocol, measured in record.get("protocols", {}).items():
+            if measured.get("methods_seconds"):
+                one = measured["seconds"] / measured["methods_seconds"]
+                ratios.setdefault(protocol, []).append(one)
+    return {protocol: float(np.median(of_items)) for protocol, of_items in ratios.items()}
