@@ -74,7 +74,7 @@ def train_network(settings: QuickstartSettings, path: Path) -> None:
             seed=settings.seed,
         )
     )
-    network.to(chosen_device(settings.device), memory_format=torch.channels_last)
+    network.to(chosen_device(settings.device)).to(memory_format=torch.channels_last)
     data = survey(chosen_data(settings), progress=settings.progress)
     trunk, tail = split(network)
     seen, unseen = (

@@ -82,7 +82,8 @@ class TransformerNetwork(nn.Module):
             pooled = self.backbone(images)
         self.num_channels = pooled.shape[1]
         if self.layout.layout == "tokens":
-            self.layout = replace(self.layout, grid=tuple(shown[0].shape[2:]))
+            rows, columns = shown[0].shape[2:]
+            self.layout = replace(self.layout, grid=(rows, columns))
         else:
             try:
                 self.backbone(F.pad(images, (0, size // 2)))

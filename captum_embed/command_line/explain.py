@@ -152,7 +152,7 @@ class _BankMaps:
         self._grad_cam = bank_grad_cam(prepared, bank, parsed.explains or "match")
         exclude = excluded(bank, parsed.exclude)
         count = parsed.num_neighbors or lenders(prepared.recipe, bank, exclude)
-        self._settings = {"num_neighbors": count, "exclude": exclude}
+        self._settings: dict[str, Any] = {"num_neighbors": count, "exclude": exclude}
         self._classes = class_names(bank)
 
     def of(self, picture: Image.Image) -> tuple[Tensor, dict[str, Any]]:

@@ -289,13 +289,13 @@ def _pair(
     ask = Explainer(encoder, **settings)
     images = ask.prepared(first), ask.prepared(second)
     against = ask.references("foils", foils)
-    embeddings = [ask.embedded([each]) for each in images]
-    if against is None and same_embedding(*embeddings, ask.distance):
+    of_first, of_second = (ask.embedded([each]) for each in images)
+    if against is None and same_embedding(of_first, of_second, ask.distance):
         raise InputError(
             "the two pictures are the same to the network: nothing could make them more alike, so "
             "no part of them makes a difference; pass foils=..., pictures to compare them with"
         )
-    forwards = [ask.similarity(each, against) for each in reversed(embeddings)]
+    forwards = [ask.similarity(each, against) for each in (of_second, of_first)]
     maps = tuple(ask.map_of(f, i) for f, i in zip(forwards, images, strict=True))
     scores = tuple(ask.score_of(f, i) for f, i in zip(forwards, images, strict=True))
     return Answer(
