@@ -253,7 +253,7 @@ TRANSFER = Recipe(
 """The distance of LOCALIZE, with the sign of the evidence that a bank's weights give.
 
 Meant for a bank: the mean over many entries names the object, the weights of a single image its
-class. Without weights that fit, the map falls apart.
+class. With uniform weights its sign is arbitrary, and the boxes are worse.
 """
 
 EXPLAIN = Recipe(
