@@ -80,7 +80,7 @@ def prepare(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / "data" / f"{label}-{index}.png")
             lines.append(f"{label}-{index}.png,{label},20,20,40,30")
     (folder / "data/boxes.csv").write_text("\n".join(lines) + "\n")
-    (folder / "tiny_networks.py").write_text(NETWORK)
+    (folder / "tiny_sanity_networks.py").write_text(NETWORK)
 
 
 def run(output: str = "run", **changes: str) -> int:
@@ -88,7 +88,7 @@ def run(output: str = "run", **changes: str) -> int:
         "data": "data",
         "train-classes": "1-2",
         "test-classes": "3-4",
-        "network": "tiny_networks:build",
+        "network": "tiny_sanity_networks:build",
         "methods": METHODS,
         "num-tuples": "4",
         # Above any difference of squared distances: no tuple is without a loss.
