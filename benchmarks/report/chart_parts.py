@@ -271,6 +271,7 @@ def rule(where: Any, text: str, *, vertical: bool) -> Any:
     name = base.mark_text(
         color=GREY, tooltip=False, dx=5 if vertical else 0, dy=0 if vertical else -6,
         align="left" if vertical else "right", baseline="top" if vertical else "bottom",
+        opacity=alt.expr("width < 400 ? 0 : 1"),  # on a phone it would lie on the points
     )  # fmt: skip
     place = {"y": alt.value(4)} if vertical else {"x": alt.value("width")}
     return alt.layer(

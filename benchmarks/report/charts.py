@@ -281,7 +281,9 @@ def intervals_chart(results: Mapping[str, Any], figure: Mapping[str, Any], looks
     present = [looks[row["method"]] for row in rows]
     axis = alt.Axis(grid=False, ticks=False)
     y = alt.Y("label:N", sort=[look.label for look in present], title=None, axis=axis)
-    # Each row has its name already.
-    layers = points(rows, present, value_axis(alt.X, rows, figure), y, {"x": ""}, legend=False)
-    about = "With its 95% bootstrap interval over images."
+    # Each row has its name already, and the chart's title is that of the axis.
+    x = value_axis(alt.X, rows, figure).title(None)
+    layers = points(rows, present, x, y, {"x": ""}, legend=False)
+    lower = " Lower is better." if figure["better"] == "lower" else ""
+    about = f"With its 95% bootstrap interval over images.{lower}"
     return chart(layers, present, figure["heading"], about, height=ROW * max(4, len(rows)))
