@@ -19,7 +19,8 @@ import altair as alt
 import vl_convert
 
 from benchmarks.core.files import write_bytes, write_text
-from benchmarks.report.looks import GREY, Look, as_text
+from benchmarks.report.looks import GREY, Look
+from benchmarks.results.tables import number_text
 
 WIDTH, HEIGHT, ROW = 560, 360, 17
 SHOWN = "indexof(shown, datum.method) >= 0"
@@ -129,8 +130,8 @@ def row_of(look: Look, figure: Mapping[str, Any], numbers: Mapping[str, Any]) ->
     """One method's value of one figure of merit, as the charts' data have it."""
     value, unit = numbers["value"], figure["unit"]
     low, high = (value if numbers.get(end) is None else numbers[end] for end in ("low", "high"))
-    ends = ", ".join(as_text(end, unit) for end in (low, high))
-    text = f"{as_text(value, unit)} [{ends}]"
+    ends = ", ".join(number_text(end, unit) for end in (low, high))
+    text = f"{number_text(value, unit)} [{ends}]"
     return {**asdict(look), "value": value, "low": low, "high": high, "text": text}
 
 

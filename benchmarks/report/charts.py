@@ -36,12 +36,11 @@ from benchmarks.report.looks import (
     FLOOR,
     GREY,
     Look,
-    as_text,
     figure_of,
     leading_figures,
     looks_of_run,
 )
-from benchmarks.results.tables import images_of
+from benchmarks.results.tables import images_of, number_text
 
 __all__ = ["charts_of", "save_charts"]
 
@@ -176,7 +175,7 @@ def cost_chart(results: Mapping[str, Any], figure: Mapping[str, Any], looks: Loo
     layers += names(rows, present, x, y)
     named = "; ".join(
         f"{row['label']} ({1000 * row['seconds']:.0f} ms, "
-        f"{as_text(row['value'], figure['unit'])}{figure['unit']})"
+        f"{number_text(row['value'], figure['unit'])}{figure['unit']})"
         for row in best
     )
     about = (

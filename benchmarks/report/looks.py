@@ -157,14 +157,3 @@ def looks_of_run(results: Mapping[str, Any]) -> dict[str, Look]:
         if protocols and about[name]["family"] != FLOOR
     }
     return looks_of([about[name] for name in ranked(results)], results["main_method"], images)
-
-
-def as_text(value: float, unit: str, *, signed: bool = False) -> str:
-    """A figure of merit as it is read: a share in percent, anything else with three decimals.
-
-    Example:
-        >>> as_text(0.5, "%"), as_text(-0.25, "", signed=True), as_text(-0.00001, "%", signed=True)
-        ('50.0', '-0.250', '+0.0')
-    """
-    scaled, digits = (100 * value, 1) if unit == "%" else (value, 3)
-    return f"{round(scaled, digits) + 0.0:{'+' if signed else ''}.{digits}f}"

@@ -16,7 +16,6 @@ from benchmarks.report.charts import charts_of
 from benchmarks.report.looks import (
     FLOOR,
     Look,
-    as_text,
     figure_of,
     leading_figures,
     looks_of_run,
@@ -28,6 +27,7 @@ from benchmarks.results.tables import (
     fewer_images,
     filled_columns,
     forward_text,
+    number_text,
 )
 
 FILE = "report.html"
@@ -128,7 +128,7 @@ def _tiles(results: Mapping[str, Any], looks: Mapping[str, Look]) -> list[tuple[
     }.items():
         for look in candidates[:1]:  # The best comes first.
             if numbers := figure_of(results, look.method, figure):
-                value, low, high = (as_text(numbers[key], figure["unit"]) for key in
+                value, low, high = (number_text(numbers[key], figure["unit"]) for key in
                                     ("value", "low", "high"))  # fmt: skip
                 note = f"{role}: {figure['heading']}, 95% interval {low} to {high}"
                 tiles.append((value + figure["unit"], look.label, note))

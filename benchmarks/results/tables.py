@@ -112,10 +112,9 @@ def _figure_cell(numbers: Numbers, figure: Mapping[str, Any]) -> Cell:
     values = numbers.get("figures", {}).get(figure["key"])
     if values is None:
         return Cell()
-    form = "{:.1f}" if figure["unit"] == "%" else "{:.3f}"
     at = values.get(figure["at"])
     note = "" if at is None else f"{at:.2f}"
-    return _with_interval(values["value"], (values["low"], values["high"]), form, note)
+    return _with_interval(values["value"], (values["low"], values["high"]), figure["unit"], note)
 
 
 def _difference_cell(numbers: Numbers, figure: Mapping[str, Any]) -> Cell:
@@ -123,21 +122,28 @@ def _difference_cell(numbers: Numbers, figure: Mapping[str, Any]) -> Cell:
     values = numbers.get("figures", {}).get(figure["key"], {})
     if "difference" not in values:
         return Cell()
-    form = "{:+.1f}" if figure["unit"] == "%" else "{:+.3f}"
     low, high = values["difference_low"], values["difference_high"]
     worst, best = (low, high) if figure["better"] == "higher" else (-high, -low)
-    cell = _with_interval(values["difference"], (low, high), form)
+    cell = _with_interval(values["difference"], (low, high), figure["unit"], signed=True)
     return replace(cell, verdict="above" if worst > 0 else "below" if best < 0 else "")
 
 
-def _with_interval(value: float, ends: tuple[float, float], form: str, note: str = "") -> Cell:
-    scale, digits = (100, 1) if "1f" in form else (1, 3)
+def _with_interval(
+    value: float, ends: tuple[float, float], unit: str, note: str = "", *, signed: bool = False
+) -> Cell:
+    text, low, high = (number_text(number, unit, signed=signed) for number in (value, *ends))
+    return Cell(text, value, (low, high), number_text((ends[1] - ends[0]) / 2, unit), note)
 
-    def text(number: float, form: str = form) -> str:
-        return form.format(round(scale * number, digits) + 0.0)  # no -0.0
 
-    half = text((ends[1] - ends[0]) / 2, form.replace("+", ""))
-    return Cell(text(value), value, (text(ends[0]), text(ends[1])), half, note)
+def number_text(value: float, unit: str, *, signed: bool = False) -> str:
+    """A figure of merit as it is read: a share in percent, anything else with three decimals.
+
+    Example:
+        >>> number_text(0.5, "%"), number_text(-0.25, ""), number_text(-0.00001, "%", signed=True)
+        ('50.0', '-0.250', '+0.0')
+    """
+    scaled, digits = (100 * value, 1) if unit == "%" else (value, 3)
+    return f"{round(scaled, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
 
 
 def _misses(numbers: Numbers) -> Cell:
