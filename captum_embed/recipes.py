@@ -22,6 +22,7 @@ from captum_embed.grad_cam import EmbeddingLayerGradCam
 from captum_embed.layouts import Layout
 from captum_embed.map_functions import MapFunction, agreed_evidence, background_distance
 from captum_embed.weight_bank import WeightBank
+from captum_embed.weight_bank.filtered import FilteredBank
 
 __all__ = ["EXPLAIN", "LOCALIZE", "PAPER", "TRANSFER", "Recipe"]
 
@@ -186,13 +187,7 @@ class Recipe:
                 **settings,
             )
         if self.entry_filter is not None:
-            weight_bank = WeightBank(
-                weight_bank.embeddings,
-                self.entry_filter(weight_bank.weights),
-                weight_bank.labels,
-                weight_bank.keys,
-                weight_bank.metadata,
-            )
+            weight_bank = FilteredBank(weight_bank, self.entry_filter)
         return EmbeddingLayerGradCam(
             forward_func,
             device_ids=device_ids,

@@ -271,10 +271,13 @@ class WeightBank(BankOnDisk):
         dtype = torch.promote_types(weights.dtype, torch.float32)
         total = torch.zeros(len(indices), self.num_channels, dtype=dtype, device=self.device)
         for place in places.unbind(1):
-            total += weights.take(place)
+            total += self._lent(place)
         if not torch.isfinite(total).all():
             self._refuse_unless_finite("grad-weights", weights, places.unique())
         return (total / indices.shape[1]).to(indices.device)
+
+    def _lent(self, indices: Tensor) -> Tensor:
+        return self._entries.weights.take(indices)
 
     def _row_facts(self) -> RowFacts:
         """Computed at the first search, and again where embeddings were changed in place."""
