@@ -188,6 +188,8 @@ def _refuse_impossible(settings: LocalizeSettings) -> None:
     if unknown:
         raise InputError(f"unknown protocol {', '.join(unknown)}; known: {', '.join(PROTOCOLS)}")
     select([settings.figure_method])
+    if settings.minutes is not None and not settings.minutes >= 0:
+        raise InputError(f"--minutes is {settings.minutes}; expected 0 or more")
     if not settings.margin >= 0:
         raise InputError(f"--margin is {settings.margin}; expected 0 or more")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.core.seeding import seed_of
 from benchmarks.runs.evaluation import EvaluationPlan, Evaluator, Work
 from benchmarks.runs.folder import RunFolder
 from benchmarks.runs.settings import LocalizeSettings
@@ -57,8 +60,10 @@ def evaluate(
     missing = [work for work in works if work.key not in run.done]
     if len(missing) < len(works) and processes.rank == 0:
         print(f"going on: {len(works) - len(missing)} of {len(works)} images are done")
-    # Every so many-th: images of one class, which come together, take equally long.
+    # At random, so that a run that ends early has measured a sample; those of slow methods first.
+    missing = sorted(missing, key=lambda work: seed_of(settings.seed, work.key))
     missing = missing[processes.rank :: processes.count]
+    ends = time.monotonic() + 60 * (math.inf if settings.minutes is None else settings.minutes)
     if not missing:
         return
     bar = tqdm(
@@ -71,6 +76,8 @@ def evaluate(
         for record in evaluate_all(plan, missing, settings.workers):
             run.add(record)
             bar.update()
+            if time.monotonic() >= ends:
+                break
 
 
 def evaluate_all(

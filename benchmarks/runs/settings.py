@@ -108,6 +108,12 @@ class LocalizeSettings(ExplainSettings):
         default=15,
         parse=positive_int,
     )
+    minutes: float | None = setting(
+        "stop measuring after so many, and report what is done; the same command goes on",
+        default=None,
+        parse=float,
+        changes_results=False,
+    )
     workers: int = setting("processes", default=1, parse=positive_int, changes_results=False)
     memory: bool = setting(
         "measure the peak memory of every method on one image",

@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks.__main__ import main
 from benchmarks.core.seeding import sample
 from benchmarks.core.settings import INTERRUPTED
+from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import load_rgb
 from benchmarks.methods import select
@@ -259,6 +260,16 @@ def test_the_csv_and_the_markdown_table_have_a_row_per_method(finished: str) -> 
     assert float(by_name["saliency", "boxes"]["max_box_acc_threshold"]) > 0
     table = Path("run/results.md").read_text().splitlines()
     assert sum(line.startswith("|") for line in table) == 2 + len(results()["summary"])
+
+
+def test_a_run_that_ends_early_reports_a_sample_and_goes_on(finished: str) -> None:
+    assert run("short", minutes="0", figures=False) == 0
+    (measured,) = records("short")
+    (first,) = sample(load_cub(Path("data")).select([3, 4]).records, 1, seed=0)
+    assert measured["key"] == first.key
+    assert set(results("short")["counts"]["measured"].values()) == {1}
+    assert run("short") == 0
+    assert numbers_of("short") == numbers_of("run")
 
 
 def test_the_table_states_each_method_s_reduction(finished: str) -> None:
