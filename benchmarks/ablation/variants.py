@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,14 +10,16 @@ from torch import Tensor
 
 from captum_embed import channel_filters
 from captum_embed.encoder_forward import Distance, Explains
+from captum_embed.errors import InputError
 from captum_embed.map_functions import (
     MapFunction,
     background_contrast,
     background_distance,
+    border_mean,
     weighted_norm,
     weighted_sum,
 )
-from captum_embed.recipes import LOCALIZE, PAPER
+from captum_embed.recipes import LOCALIZE, PAPER, TRANSFER
 
 LAST, BLOCK, STRIDE_16 = "last", "blocks", "blocks.10"
 View = Literal["plain", "flipped", "enlarged"]
@@ -103,18 +105,32 @@ PAPER_VARIANT = Variant(
     map_func=weighted_sum,
 )
 CONTROL = Variant("recipe", "localize, uniform weights", uniform=True)
-FINAL = (BASE, PAPER_VARIANT, CONTROL)
+TRANSFER_VARIANT = replace(
+    BASE,
+    name="transfer",
+    entry_filter=None,
+    num_neighbors=TRANSFER.num_neighbors,
+    map_func=TRANSFER.map_func or weighted_sum,
+)
+TRANSFER_CONTROL = replace(TRANSFER_VARIANT, name="transfer, uniform weights", uniform=True)
+FINAL = (BASE, PAPER_VARIANT, CONTROL, TRANSFER_VARIANT, TRANSFER_CONTROL)
 
 
-def _of(axis: str, **named: dict[str, object]) -> list[Variant]:
+def _of(axis: str, base: Variant = BASE, **named: dict[str, object]) -> list[Variant]:
+    of = "" if base is BASE else f"{base.name}, "
     return [
-        replace(BASE, axis=axis, name=name.replace("_", " ").strip(), **changes)  # type: ignore[arg-type]
+        replace(base, axis=axis, name=of + name.replace("_", " ").strip(), **changes)  # type: ignore[arg-type]
         for name, changes in named.items()
     ]
 
 
 def _bank(**changes: object) -> dict[str, object]:
     return {"bank": replace(BankVariant(), **changes)}  # type: ignore[arg-type]
+
+
+def _against_the_border(weights: Tensor, activations: Tensor) -> Tensor:
+    """The signed sum, each channel measured from its mean along the border."""
+    return weighted_sum(weights, activations - border_mean(activations))
 
 
 def _layers() -> list[Variant]:
@@ -183,6 +199,23 @@ VARIANTS: tuple[Variant, ...] = (
         the_whole_border={"map_func": background_distance(2.6, 1.0)},
     ),
     *_of(
+        "background",
+        TRANSFER_VARIANT,
+        no_reference={"map_func": weighted_sum},
+        mean_of_the_border={"map_func": _against_the_border},
+    ),
+    *_of(
+        "direction",
+        paper_of_the_loss={
+            "bank": replace(PAPER_VARIANT.bank, explains="loss"),
+            "entry_filter": None,
+            "num_neighbors": PAPER.num_neighbors,
+            "channel_filter": PAPER.channel_filter,
+            "map_func": weighted_sum,
+        },
+    ),
+    *_of("direction", TRANSFER_VARIANT, of_the_loss=_bank(explains="loss")),
+    *_of(
         "filter and sign",
         absolute_after_averaging={
             "entry_filter": None,
@@ -217,6 +250,7 @@ VARIANTS: tuple[Variant, ...] = (
         random_50=_bank(num_tuples=50, mining="random"),
         random_200=_bank(num_tuples=200, mining="random"),
     ),
+    *_of("tuples", TRANSFER_VARIANT, hardest_50=_bank(num_tuples=50, mining="hardest")),
     *_of(
         "loss",
         euclidean=_bank(distance="euclidean", num_tuples=50, mining="hardest"),
@@ -235,6 +269,7 @@ VARIANTS: tuple[Variant, ...] = (
         _10_nearer_count_more={"nearer_counts_more": True},
         class_means={"class_mean": True},
     ),
+    *_of("neighbours", TRANSFER_VARIANT, _10={"num_neighbors": 10}, all={"num_neighbors": None}),
     *_of(
         "views",
         and_flipped={"views": ("plain", "flipped")},
@@ -249,3 +284,15 @@ VARIANTS: tuple[Variant, ...] = (
         no_power={"map_func": background_distance(1.0)},
     ),
 )
+
+
+def of_axes(variants: Sequence[Variant], axes: Sequence[str]) -> list[Variant]:
+    """The variants of some axes, and `FINAL`; without axes all of them.
+
+    Raises:
+        InputError: an axis that none of them varies; those varied are listed.
+    """
+    varied = list(dict.fromkeys(variant.axis for variant in variants))
+    if unknown := [axis for axis in axes if axis not in varied]:
+        raise InputError(f"--axes {','.join(unknown)} is not varied; known: {', '.join(varied)}")
+    return [v for v in variants if not axes or v in FINAL or v.axis in axes]

@@ -19,6 +19,7 @@ from benchmarks.ablation.variants import (
     STRIDE_16,
     VARIANTS,
     BankVariant,
+    of_axes,
 )
 from benchmarks.core.settings import ClassNumbers
 from benchmarks.datasets.cub import load_cub
@@ -62,6 +63,7 @@ def settings_for(root, output):
         output=output,
         train_classes=ClassNumbers((1, 2, 3, 4)),
         test_classes=ClassNumbers((5, 6)),
+        num_resamples=50,
         progress=False,
     )
 
@@ -159,6 +161,15 @@ def test_a_run_reports_every_variant_and_goes_on_where_it_stopped(root, tmp_path
     assert len(lines) == 12
     records.write_text("".join(lines[:5]))
     assert ablate(settings_for(root, tmp_path / "run"), FEW).read_text() == first
+
+
+def test_axes_choose_what_is_varied_beside_the_recipes(root, tmp_path):
+    chosen = of_axes(VARIANTS, ("direction",))
+    assert chosen == [v for v in VARIANTS if v in FINAL or v.axis == "direction"]
+    assert len(FINAL) < len(chosen) < len(VARIANTS)
+    assert of_axes(VARIANTS, ()) == list(VARIANTS)
+    with pytest.raises(InputError, match=r"colour is not varied.*tuples"):
+        ablate(replace(settings_for(root, tmp_path), axes=("colour",)))
 
 
 def test_summary_counts_boxes_right_by_hand():
