@@ -22,6 +22,7 @@ from benchmarks.datasets.choice import survey
 from benchmarks.methods import METHODS, Method, heatmap, select
 from benchmarks.methods.chosen_reductions import save
 from benchmarks.methods.reductions import Channels, Reduction
+from benchmarks.metrics.bootstrap import NUM_RESAMPLES, draw
 from benchmarks.metrics.figures import Figure
 from benchmarks.networks.build import build_network
 from benchmarks.networks.layers import find_layer
@@ -47,7 +48,7 @@ from captum_embed.errors import InputError
 SCHEMA_VERSION = 1
 CHANNELS: tuple[Channels, ...] = ("signed", "absolute")
 SIGMAS = (0.0, 0.01, 0.02, 0.04, 0.08)
-# The figure that a choice is made by; of several candidates as good, the first.
+# The figure that a choice is made by.
 DECIDES = {"boxes": "max_box_acc", "mosaic": "mosaic_mass"}
 # Rows that are second readings of another's map keep the reading they are named for.
 NOT_CHOSEN_FOR = ("layer_grad_cam_loss", "layer_grad_cam_loss_block")
@@ -150,33 +151,46 @@ def deciding_figure(protocol: str) -> Figure:
 
 
 def summary(
-    records: Sequence[Mapping[str, Any]], methods: Sequence[Method], protocol: str
+    records: Sequence[Mapping[str, Any]],
+    methods: Sequence[Method],
+    protocol: str,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """A row per method: images, value of each candidate, and the first of the highest."""
+    """A row per method: images, value of each candidate, and the one that is chosen.
+
+    That is the best, where it is better than the customary one beyond chance: the 95% interval of
+    their paired difference lies above zero. Otherwise the customary one stays.
+    """
     figure = deciding_figure(protocol)
     rows = []
     for method in methods:
         measured = [r["methods"][method.name] for r in records if method.name in r["methods"]]
         if not measured:
             continue
-        values = {
-            str(candidate): float(
-                figure.aggregate(
-                    np.array([one[str(candidate)] for one in measured]),
-                    np.ones((1, len(measured)), dtype=np.int64),
-                )[0]
+        draws = {
+            str(candidate): draw(
+                [one[str(candidate)] for one in measured],
+                figure.aggregate,
+                num_resamples=num_resamples,
+                seed=seed,
             )
             for candidate in candidates(method)
         }
-        chosen = max(values, key=lambda name: values[name])
+        customary = str(method.customary)
+        best = max(draws, key=lambda name: float(draws[name].estimate))
+        gain = (draws[best] - draws[customary]).interval()
         rows.append(
             {
                 "name": method.name,
                 "title": method.title,
                 "num_images": len(measured),
-                "values": values,
-                "customary": str(method.customary),
-                "chosen": chosen,
+                "values": {name: float(one.estimate) for name, one in draws.items()},
+                "customary": customary,
+                "best": best,
+                "gain": gain.as_floats(),
+                "chosen": best if gain.low > 0 else customary,
             }
         )
     return rows
@@ -185,7 +199,13 @@ def summary(
 def _report(settings: ReductionSettings, run: RunFolder, unavailable: Mapping[str, str]) -> Path:
     (protocol,) = settings.protocols
     methods = [method for method in select(settings.methods) if method.name not in unavailable]
-    rows = summary(list(run.records()), methods, protocol)
+    rows = summary(
+        list(run.records()),
+        methods,
+        protocol,
+        num_resamples=settings.num_resamples,
+        seed=settings.seed,
+    )
     figure = deciding_figure(protocol)
     command = as_command("benchmarks reductions", settings)
     results = {
@@ -193,7 +213,8 @@ def _report(settings: ReductionSettings, run: RunFolder, unavailable: Mapping[st
         "command": command,
         "settings": as_json(settings),
         "versions": package_versions(),
-        "rule": f"highest {figure.heading} on the training classes; of several the first",
+        "rule": f"highest {figure.heading} on the training classes, where it is above the "
+        "customary reduction's by more than chance (paired 95% interval)",
         "methods": rows,
         "unavailable": dict(unavailable),
     }
@@ -213,15 +234,18 @@ def _report(settings: ReductionSettings, run: RunFolder, unavailable: Mapping[st
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]], figure: Figure, command: str) -> str:
-    """The customary reduction beside the chosen one."""
+    """The customary reduction, the best, and which of them is chosen."""
     lines = [
-        f"| method | images | customary | {figure.heading} | chosen | {figure.heading} |",
-        "|---|---:|---|---:|---|---:|",
+        f"| method | images | customary | {figure.heading} | best | {figure.heading} "
+        "| difference | chosen |",
+        "|---|---:|---|---:|---|---:|---:|---|",
     ]
     for row in rows:
-        before, after = (100 * row["values"][row[key]] for key in ("customary", "chosen"))
+        before, after = (100 * row["values"][row[key]] for key in ("customary", "best"))
+        gain, low, high = (100 * value for value in row["gain"])
         lines.append(
             f"| {row['title']} | {row['num_images']} | {row['customary']} | {before:.1f} "
-            f"| {row['chosen']} | {after:.1f} |"
+            f"| {row['best']} | {after:.1f} | {gain:+.1f} [{low:+.1f}, {high:+.1f}] "
+            f"| {'best' if row['chosen'] == row['best'] else 'customary'} |"
         )
     return "\n".join([*lines, "", "```", command, "```", ""])

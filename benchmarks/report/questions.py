@@ -24,20 +24,26 @@ What does the match rest on? Four images stand in a square, and one of them is a
   for, by another image of its class. Share of the map on that image, %, and how often
   its peak lies there. A map that says nothing about the match scores 25."""
 SENTENCES = {
-    "ours_localize": "Ours. Shows what differs from the border of the image.",
-    "control_uniform": "The same map without any weights: what both score, weights do not explain.",
+    "ours_localize": "Ours. Shows what differs from the border of the image, distractors too.",
+    "control_uniform": "The same without any weights: what both score, weights do not explain.",
+    "ours_transfer": "Ours. Shows what differs from the border and raises matches in the weight "
+    "bank; no reference and no backward pass.",
+    "control_transfer_uniform": "TRANSFER without the weights of the bank: what it scores less is "
+    "owed to them.",
     "ours_explain": "Ours. Shows what makes the image match its references, where neighbouring "
     "places agree.",
-    "ours_explain_transfer": "Ours. The same from the bank: no reference and no backward pass, "
-    "but what similar training images showed.",
     "layer_grad_cam": "Captum. Shows what makes the image match its references.",
+    "layer_grad_cam_block": "Captum, one layer earlier. Shows what makes the image match its "
+    "references.",
     "layer_grad_cam_loss": "Captum. Shows what speaks against the match, so it should avoid the "
     "object.",
     "layer_activation": "Captum. Shows where the network is active, whatever is asked.",
     "saliency": "Captum. Shows the pixels that would change the match most.",
+    "guided_backprop": "Captum. Shows the pixels whose gradient raises the match on its way "
+    "through positive units.",
     "activation_decomposition": "Zhu et al. Shares out the similarity over the places of the "
     "image.",
-    "embedding_layer_cam": "LayerCAM. Shows active places that speak for the match; what speaks "
+    "embedding_layer_cam": "Jiang et al. Shows active places that speak for the match; what speaks "
     "against is left out.",
     "centre_box": "No map: a box in the middle of every image.",
     "whole_image": "No map: a box around every image.",

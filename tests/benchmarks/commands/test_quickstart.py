@@ -124,7 +124,7 @@ def test_every_method_is_a_sentence_beside_both_answers(printed: str) -> None:
     table = printed.split("Where is the object?")[1].split("\nBest")[0]
     assert "What does the match rest on?" in table
     for sentence in (
-        "Ours. Shows what differs from the border of the image.",
+        "Ours. Shows what differs from the border of the image, distractors too.",
         "Ours. Shows what makes the image match its references",
         "Mean of the channels, whatever the match.",
         "No map: a box around every image.",
