@@ -32,7 +32,6 @@ from benchmarks.results.files import package_versions
 from benchmarks.runs.evaluation import Bench, Work
 from benchmarks.runs.folder import RunFolder
 from benchmarks.runs.localize import (
-    LocalizeSettings,
     chosen_data,
     identity,
     items_of,
@@ -41,6 +40,7 @@ from benchmarks.runs.localize import (
     slow_keys,
 )
 from benchmarks.runs.parallel import threads_of
+from benchmarks.runs.settings import BenchSettings
 from captum_embed import TripletForward
 from captum_embed.command_line.networks import chosen_device
 from captum_embed.errors import InputError
@@ -55,7 +55,7 @@ NOT_CHOSEN_FOR = ("layer_grad_cam_loss", "layer_grad_cam_loss_block")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReductionSettings(LocalizeSettings):
+class ReductionSettings(BenchSettings):
     command: ClassVar[str] = "reductions"
 
     protocols: tuple[str, ...] = setting(

@@ -40,7 +40,7 @@ from benchmarks.runs.preparation import (
     prepare_banks,
     query_references,
 )
-from benchmarks.runs.settings import ExplainSettings, LocalizeSettings
+from benchmarks.runs.settings import BenchSettings, ExplainSettings, LocalizeSettings
 from captum_embed import TripletForward
 from captum_embed.command_line.networks import chosen_device
 from captum_embed.errors import InputError
@@ -120,7 +120,7 @@ def chosen_data(settings: ExplainSettings) -> DataChoice:
 
 
 def plan_of(settings: ExplainSettings, device: torch.device, cache: Path) -> EvaluationPlan:
-    """What an evaluation needs of the settings; `LocalizeSettings` say more than others."""
+    """What an evaluation needs of the settings; `BenchSettings` say more than others."""
     plan = EvaluationPlan(
         network=settings.network,
         checkpoint=settings.checkpoint,
@@ -134,7 +134,7 @@ def plan_of(settings: ExplainSettings, device: torch.device, cache: Path) -> Eva
         cache=cache,
         embedding_dim=settings.embedding_dim,
     )
-    if isinstance(settings, LocalizeSettings):
+    if isinstance(settings, BenchSettings):
         return replace(
             plan,
             protocols=settings.protocols,
@@ -145,7 +145,7 @@ def plan_of(settings: ExplainSettings, device: torch.device, cache: Path) -> Eva
 
 
 def items_of(
-    settings: LocalizeSettings, plan: EvaluationPlan, network: nn.Module, data: DataChoice
+    settings: BenchSettings, plan: EvaluationPlan, network: nn.Module, data: DataChoice
 ) -> list[Work]:
     """The items of all protocols."""
 
@@ -165,7 +165,7 @@ def items_of(
     return Work.of({name: PROTOCOLS[name].items(source) for name in plan.protocols})
 
 
-def slow_keys(settings: LocalizeSettings, works: Sequence[Work]) -> frozenset[str]:
+def slow_keys(settings: BenchSettings, works: Sequence[Work]) -> frozenset[str]:
     """The items of each protocol that slow methods are run on."""
     keys: set[str] = set()
     for name in settings.protocols:

@@ -73,8 +73,8 @@ class ExplainSettings(DeviceSettings, TupleSettings, NetworkSettings, RunSetting
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalizeSettings(ExplainSettings):
-    command: ClassVar[str] = "localize"
+class BenchSettings(ExplainSettings):
+    """What is measured, on how many images."""
 
     protocols: tuple[str, ...] = setting(
         f"of {', '.join(PROTOCOLS)}", default=DEFAULT_PROTOCOLS, parse=names
@@ -103,6 +103,12 @@ class LocalizeSettings(ExplainSettings):
     num_mosaics: int = setting(
         "mosaics of the protocol of that name", default=200, parse=positive_int
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizeSettings(BenchSettings):
+    command: ClassVar[str] = "localize"
+
     mark_steps: int = setting(
         "batches that the last blocks of each network of the mark protocol are trained on",
         default=15,
