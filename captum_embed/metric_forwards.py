@@ -279,7 +279,8 @@ class SimilarityForward(EncoderForward):
     Args:
         encoder: Maps inputs (N, ...) to embeddings (N, D).
         references: Images (R, ...) of four dimensions or more, or embeddings (R, D); or
-            embeddings (N, R, D), a set of its own for each image of a call.
+            embeddings (N, R, D), a set of its own for each image of a call. Of inputs (N, C, L),
+            such as signals, give the embeddings.
         foils: As the references, which they are weighed against; or None.
         distance: ``"cosine"``, or another as in :class:`MetricForward`.
 
@@ -316,8 +317,9 @@ class SimilarityForward(EncoderForward):
         foil = None if foils is None else self._mean("foils", foils)
         self.register_buffer("reference", self._mean("references", references), persistent=False)
         self.register_buffer("foil", foil, persistent=False)
-        given = (one for one in (references, foils) if one is not None)
+        given = [one for one in (references, foils) if one is not None]
         self._encoded_with = self._versions() if any(one.dim() > 3 for one in given) else {}
+        self._sets = [one.shape[1:] for one in given if one.dim() == 3]
 
     def forward(self, images: Tensor) -> Tensor:
         """One score per image.
@@ -330,8 +332,15 @@ class SimilarityForward(EncoderForward):
 
         Raises:
             InputError: The encoder was trained further since the references were encoded; or
-                there is a set of references for each of another number of images.
+                there is a set of references for each of another number of images; or references
+                of three dimensions are inputs, not embeddings.
         """
+        if images.shape[1:] in self._sets:
+            raise InputError(
+                f"references or foils have the shape of the inputs, (N, {images.shape[1]}, "
+                f"{images.shape[2]}), and three dimensions are taken as embeddings (N, R, D); "
+                "give their embeddings (R, D), such as encoder(references)"
+            )
         versions = self._versions()
         if any(
             versions.get(key, version) != version for key, version in self._encoded_with.items()

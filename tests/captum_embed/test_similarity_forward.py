@@ -128,3 +128,14 @@ def test_references_of_another_width_and_unknown_distances_are_refused(encoder):
         SimilarityForward(encoder, torch.ones(2, 7))(images(2))
     with pytest.raises(InputError, match="distance is 'manhattan'"):
         SimilarityForward(encoder, torch.ones(2, 4), distance="manhattan")
+
+
+def test_signals_are_not_taken_for_sets_of_embeddings():
+    # Four channels of length four, and four numbers in an embedding: either reading fits.
+    encoder = nn.Sequential(nn.Conv1d(4, 4, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    signals, reference = torch.rand(2, 4, 4), torch.rand(2, 4, 4)
+    with pytest.raises(InputError, match=r"shape of the inputs, \(N, 4, 4\).*encoder\(references"):
+        SimilarityForward(encoder, reference)(signals)
+    embeddings = encoder(reference).detach()
+    expected = F.cosine_similarity(encoder(signals)[:, None], embeddings, dim=2).mean(1)
+    torch.testing.assert_close(SimilarityForward(encoder, embeddings)(signals), expected)

@@ -39,10 +39,11 @@ def commands(page: Path) -> list[list[str]]:
         lines = block.replace("\\\n", " ").splitlines() if language in ("sh", "") else []
         for line in lines:
             command = re.search(
-                r"^captum-embed .*|-m (captum_embed\.build_bank|benchmarks) \w.*", line
+                r"^captum-embed .*|-m (captum_embed\.build_bank|benchmarks) \w.*",
+                line.partition(" #")[0],
             )
             if command:
-                found.append(shlex.split(command[0].removeprefix("-m "), comments=True))
+                found.append(shlex.split(command[0].removeprefix("-m ")))
     return found
 
 
