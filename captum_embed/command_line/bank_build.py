@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from captum_embed import TripletForward, build_weight_bank
 from captum_embed.command_line.bank_files import facts_of, require_replaceable, told
-from captum_embed.command_line.images import ImageFolder, Preprocessing, require_readable
+from captum_embed.command_line.images import ImageFolder, Preprocessing, printable, require_readable
 from captum_embed.command_line.preparation import (
     CLASS_NAMES,
     PREPROCESSING,
@@ -25,8 +26,15 @@ def run(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     folder = ImageFolder(parsed.images, Preprocessing())
     if len(folder.class_names) < 2:
         raise InputError(
-            f"{parsed.images} holds the class {folder.class_names[0]!r} alone; expected two or "
-            "more folders: an image matches its class against others"
+            f"{printable(parsed.images)} holds the class {folder.class_names[0]!r} alone; expected "
+            "two or more folders: an image matches its class against others"
+        )
+    counts = Counter(label for _, label in folder.samples)
+    single = [name for label, name in enumerate(folder.class_names) if counts[label] == 1]
+    if single:
+        raise InputError(
+            f"the class {printable(single[0])} of {printable(parsed.images)} has one image; an "
+            "image matches others of its class: add images, or take the folder out"
         )
     require_readable([path for path, _ in folder.samples], progress=not parsed.quiet)
     prepared = prepare(parsed)

@@ -126,11 +126,9 @@ def _merge(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
             for path, bank in zip(parsed.banks, banks, strict=True)
             for key in _keys(path, bank)
         ]
-    try:
-        joined = WeightBank.concat(banks, keys)
-    except InputError as error:
-        advice = "" if parsed.prefix_keys else "; --prefix-keys tells keys of one name apart"
-        raise InputError(f"{error}{advice}") from error
+    else:
+        _require_own_keys(parsed.banks, banks)
+    joined = WeightBank.concat(banks, keys)
     if parsed.top_channels or parsed.embeddings:
         joined = joined.compact(parsed.top_channels, embeddings=parsed.embeddings)
     joined.save(parsed.output)
@@ -143,6 +141,18 @@ def _drop(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     WeightBank.drop_from(parsed.bank, names or [])
     facts = facts_of(Path(parsed.bank))
     return facts, told(facts)
+
+
+def _require_own_keys(paths: Sequence[str], banks: Sequence[WeightBank]) -> None:
+    homes: dict[str, str] = {}
+    for path, bank in zip(paths, banks, strict=True):
+        for key in bank.keys or ():
+            if key in homes:
+                raise InputError(
+                    f"the key {printable(key)} is in {printable(homes[key])} and in "
+                    f"{printable(path)}; --prefix-keys puts the name of a bank's folder in front"
+                )
+            homes[key] = path
 
 
 def _keys(path: str, bank: WeightBank) -> Sequence[str]:

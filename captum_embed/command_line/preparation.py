@@ -249,7 +249,10 @@ def excluded(
     if names is None:
         return None
     keys = set(bank.keys or ())
-    classes = {name: number for number, name in enumerate(class_names(bank) or ())}
+    # A class may have lost all of its entries.
+    present = set() if bank.labels is None else set(bank.labels.unique().tolist())
+    names_of = enumerate(class_names(bank) or ())
+    classes = {name: number for number, name in names_of if number in present}
     unknown = [name for name in names if name not in keys and name not in classes]
     if unknown:
         raise InputError(

@@ -72,8 +72,8 @@ def test_folders_that_make_no_bank_are_refused(
     draw(birds / "lone" / "wren" / "2.png", 2)
     draw(birds / "flat" / "1.png", 1)
     for folder, message in (
-        ("single", "alone"), ("lone", "single image"), ("flat", "one folder for each class"),
-        ("absent", "no folder"), ("hit.png", "no folder"),
+        ("single", "alone"), ("lone", "the class jay of lone has one image"),
+        ("flat", "one folder for each class"), ("absent", "no folder"), ("hit.png", "no folder"),
     ):  # fmt: skip
         capsys.readouterr()
         assert main(["bank", "build", folder, *TINY, "--output", "b"]) == 1
@@ -144,6 +144,11 @@ def test_a_bank_is_made_compact_grows_and_shrinks_where_it_is(
     assert left.keys == ("jay/2.png", "jay/4.png", "finch/20.png", "finch/22.png")
     assert main(["bank", "drop", "small.a", "sparrow"]) == 1
     assert "drop sparrow: the bank has no key" in capsys.readouterr().err
+    # Its class has no entry any more.
+    assert main(["bank", "drop", "small.a", "wren"]) == 1
+    assert "drop wren: the bank has no key" in capsys.readouterr().err
+    assert main(["bank", "merge", "b", "b", "--output", "c"]) == 1
+    assert "is in b and in b; --prefix-keys" in capsys.readouterr().err
 
 
 def test_banks_that_do_not_belong_together_are_not_merged(
