@@ -6,6 +6,7 @@ An encoder that collapsed, or a data set with copies, gives many.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from captum_embed.weight_bank.rows import StackedRows
 
 # Numbers of one temporary: 32 MiB in single precision.
 CHUNK_NUMBERS = 2**23
-# Of one temporary in double precision: 1 MiB, which stays in cache.
+# Of one temporary that stays in cache: 1 MiB in double precision.
 PAIR_NUMBERS = 2**17
 # Stands where there is no row, behind all that there are.
 NO_ROW = torch.iinfo(torch.int64).max
@@ -32,6 +33,16 @@ class RowFacts:
 
     norms: Tensor
     equals: Tensor | None
+
+    @cached_property
+    def _all_groups(self) -> Groups | None:
+        return None if self.equals is None else Groups(self.equals, None)
+
+    def groups(self, allowed: Tensor | None) -> Groups | None:
+        """Equal rows among those that are allowed; None where no two are known to be equal."""
+        if self.equals is None or allowed is None:
+            return self._all_groups
+        return Groups(self.equals, allowed)
 
 
 def row_facts(rows: StackedRows, *, chunk_numbers: int = CHUNK_NUMBERS) -> RowFacts:
@@ -70,16 +81,6 @@ class Groups:
         self._equals = equals
         self._members = members[equals[members].argsort(stable=True)]
         self._group_of = equals[self._members]
-
-    @staticmethod
-    def of(facts: RowFacts, allowed: Tensor | None) -> Groups | None:
-        """The groups; None where every row is one of its own, and allowed."""
-        if facts.equals is None and allowed is None:
-            return None
-        equals = facts.equals
-        if equals is None:
-            equals = torch.arange(len(facts.norms), device=facts.norms.device)
-        return Groups(equals, allowed)
 
     def members_of(
         self, squared: Tensor, index: Tensor, k: int, chunk_numbers: int

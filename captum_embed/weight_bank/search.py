@@ -12,6 +12,7 @@ unordered; ``index`` puts its candidates in this order.)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from captum_embed.weight_bank.equal_rows import (
     CHUNK_NUMBERS,
     NO_ROW,
     PAIR_NUMBERS,
-    Groups,
     RowFacts,
     exact_device,
     nearest_of_each,
@@ -33,6 +33,8 @@ from captum_embed.weight_bank.rows import StackedRows
 _QUERIES_AT_ONCE = 1024
 # Rows of which only the nearest is compared at first.
 _BLOCK = 16
+# The share of the rows up to which they are copied together, rather than passed over.
+_FEW = 0.25
 
 
 def require_queries(queries: Any, dim: int) -> None:
@@ -87,14 +89,14 @@ def nearest_rows(
         (tensor([[0., 0., 5.]], dtype=torch.float64), tensor([[0, 2, 1]]))
     """
     facts = row_facts(rows, chunk_numbers=chunk_numbers) if facts is None else facts
-    groups = Groups.of(facts, allowed)
-    active = None if groups is None else groups.active
+    groups = facts.groups(allowed)
+    searched = _Searched.of(rows, facts.norms, allowed if groups is None else groups.active)
     nearest_of_chunks = []
     # Autocast would make the products less precise than their bound says.
     with torch.autocast(rows.device.type, enabled=False):
         for chunk in queries.split(max(1, min(_QUERIES_AT_ONCE, chunk_numbers))):
-            search = _Search(chunk.to(exact_device(rows), torch.float64), rows, k, chunk_numbers)
-            nearest = search.run(facts.norms, active)
+            exact = chunk.to(exact_device(rows), torch.float64)
+            nearest = _Search(exact, searched, k, chunk_numbers).run()
             if groups is not None:
                 nearest = groups.members_of(*nearest, k, chunk_numbers)
             nearest_of_chunks.append(nearest)
@@ -128,13 +130,45 @@ def ranked_rows(
     exact, index = queries.to(device, torch.float64), candidates.to(device)
     query_of = torch.arange(len(exact), device=device).repeat_interleave(index.shape[1])
     squared = _squared_distances(exact, rows, query_of, index.flatten()).view(index.shape)
-    # Where no rows are equal, the candidates themselves are the allowed ones.
-    groups = None if facts.equals is None else Groups.of(facts, allowed)
+    groups = facts.groups(allowed)
     if groups is None:
         squared, index = nearest_of_each(squared, index)
     else:
         squared, index = groups.members_of(squared, index, k, CHUNK_NUMBERS)
     return squared[:, :k].sqrt().to(rows.device), index[:, :k].to(rows.device)
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """The rows that are looked at.
+
+    Attributes:
+        rows: Shape (B, D).
+        norms: Their squared norms (B,), float64; infinite where a row is not meant.
+        active: Which rows are meant, (B,), bool; None: all.
+        places: Where the rows are among all, (B,), int64; None: they are all.
+    """
+
+    rows: StackedRows
+    norms: Tensor
+    active: Tensor | None = None
+    places: Tensor | None = None
+
+    @staticmethod
+    def of(rows: StackedRows, norms: Tensor, active: Tensor | None) -> _Searched:
+        if active is None:
+            return _Searched(rows, norms)
+        active = active.to(norms.device)
+        if int(active.sum()) > _FEW * len(norms):
+            return _Searched(rows, torch.where(active, norms, torch.inf), active)
+        wanted = [part.nonzero()[:, 0].to(rows.device) for part in active.split(rows.lengths)]
+        few = rows.select(wanted, [True] * len(wanted))
+        return _Searched(few, norms[active], places=active.nonzero()[:, 0])
+
+    @property
+    def count(self) -> int:
+        """Number of rows that are meant."""
+        return len(self.norms) if self.active is None else int(self.active.sum())
 
 
 class _Search:
@@ -144,8 +178,11 @@ class _Search:
     ``limit`` (Q,) is an upper bound of the k-th smallest ``rough`` of each query.
     """
 
-    def __init__(self, queries: Tensor, rows: StackedRows, k: int, chunk_numbers: int) -> None:
-        self.queries, self.rows, self.k, self.chunk_numbers = queries, rows, k, chunk_numbers
+    def __init__(self, queries: Tensor, searched: _Searched, k: int, chunk_numbers: int) -> None:
+        self.queries, self.searched, self.chunk_numbers = queries, searched, chunk_numbers
+        self.rows = searched.rows
+        # Where rows are equal, fewer than k stand for all.
+        self.k = min(k, searched.count)
         self.query_norms = queries.square().sum(1)
         self.limit = torch.full_like(self.query_norms, torch.inf)
         # The k smallest upper bounds so far, (at most k, Q); then what is known exactly.
@@ -154,79 +191,62 @@ class _Search:
         self.best_index = torch.empty_like(self.best, dtype=torch.int64)
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def run(self, norms: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Squared distances (Q, at most k) and indices of the nearest active rows."""
-        if active is not None:
-            norms = torch.where(active, norms, torch.inf)
-        largest = norms[norms.isfinite()].max() if active is not None else norms.max()
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Squared distances (Q, at most k) and indices of the nearest rows."""
+        norms = self.searched.norms
+        largest = norms[norms.isfinite()].max() if self.searched.active is not None else norms.max()
         # (|query| + |row|)^2 is what the rounding error of a score is relative to.
         scale = (self.query_norms.sqrt() + largest.sqrt()).square()
         if not len(self.queries):
             return self.best.new_empty((0, self.k)), self.best_index.new_empty((0, self.k))
         for start, part in self._pieces():
-            here = norms[start : start + len(part)]
-            self._add(part, here, start, scale, active)
+            self._add(part, norms[start : start + len(part)], start, scale)
             if sum(len(row_of) for _, row_of, _ in self.waiting) > self.chunk_numbers:
                 self._settle()
         self._settle()
-        # Where rows are equal, fewer than k stand for all.
-        count = int((self.best_index < NO_ROW).sum(1).max())
-        return self.best[:, :count], self.best_index[:, :count]
+        places = self.searched.places
+        return self.best, self.best_index if places is None else places[self.best_index]
 
     def _pieces(self) -> Iterator[tuple[int, Tensor]]:
         """Parts of the rows, each but the shortest a multiple of the block long."""
-        wide = 1 if self.rows.dtype is torch.float32 else self.queries.shape[1]
+        rows = self.rows
+        converted = rows.dtype is not torch.float32 and rows.device.type != "cpu"
+        copied = any(kept is not None for kept in rows.kept)
+        wide = self.queries.shape[1] if converted or copied else 1
         size = max(1, self.chunk_numbers // max(wide, len(self.queries)))
         size = size // _BLOCK * _BLOCK or size
-        for start, part in self.rows.chunks(size):
+        for start, part in rows.chunks(size):
             whole = len(part) // _BLOCK * _BLOCK
             for first, last in ((0, whole), (whole, len(part))):
                 if first < last:
                     yield start + first, part[first:last]
 
-    def _add(
-        self, part: Tensor, norms: Tensor, start: int, scale: Tensor, active: Tensor | None
-    ) -> None:
+    def _add(self, part: Tensor, norms: Tensor, start: int, scale: Tensor) -> None:
         """Notes every pair (query, row) of this part that may be among the nearest."""
         few = len(self.queries) * (4 * self.k + _BLOCK)
-        pairs, bounds = None, self.bounds
-        if float(scale.max()) < torch.finfo(torch.float32).max / 4:
-            pairs = self._candidates(part, norms, scale, torch.float32)
-        if pairs is None or len(pairs[0]) > few:
-            self.bounds = bounds  # No row may count twice.
-            step = max(1, self.chunk_numbers // self.queries.shape[1])
-            step = step // _BLOCK * _BLOCK or step
-            for first in range(0, len(part), step):
-                piece = slice(first, first + step)
-                self._note(
-                    self._candidates(part[piece], norms[piece], scale, torch.float64),
-                    start + first,
-                    active,
-                )
-        else:
-            self._note(pairs, start, active)
+        bounds = self.bounds
+        if float(scale.max()) < torch.finfo(torch.float32).max / 4 and self._note(
+            part, norms, start, scale, torch.float32, most=few
+        ):
+            return
+        self.bounds = bounds  # No row may count twice.
+        step = max(1, self.chunk_numbers // self.queries.shape[1])
+        step = step // _BLOCK * _BLOCK or step
+        for first in range(0, len(part), step):
+            piece = slice(first, first + step)
+            self._note(part[piece], norms[piece], start + first, scale, torch.float64)
 
     def _note(
-        self, pairs: tuple[Tensor, Tensor, Tensor], start: int, active: Tensor | None
-    ) -> None:
-        query_of, row_of, at_least = pairs
-        row_of = row_of + start
-        if active is not None:
-            kept = active[row_of]
-            query_of, row_of, at_least = query_of[kept], row_of[kept], at_least[kept]
-        self.waiting.append((query_of, row_of, at_least))
-
-    def _candidates(
-        self, part: Tensor, norms: Tensor, scale: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, row of the part and lowest possible score of pairs that may be nearest."""
-        device = part.device if dtype is torch.float32 else self.queries.device
-        rough = torch.addmm(
-            norms[:, None].to(device, dtype),
-            part.to(device, dtype),
-            self.queries.T.to(device, dtype),
-            alpha=-2,
-        )
+        self,
+        part: Tensor,
+        norms: Tensor,
+        start: int,
+        scale: Tensor,
+        dtype: torch.dtype,
+        most: float = torch.inf,
+    ) -> bool:
+        """Notes query, row and lowest possible score of pairs, unless there are too many."""
+        rough = self._scores(part, norms, dtype)
         tiny = torch.finfo(dtype).tiny  # What a product that underflows may lose.
         error = scale * _relative_error(dtype, part.shape[1]) + 4 * part.shape[1] * tiny
         block = _BLOCK if len(part) % _BLOCK == 0 else 1
@@ -234,13 +254,37 @@ class _Search:
         lowest = blocks.amin(1)
         self._tighten(lowest.to(self.queries), error)
         # Negated, so that a NaN from numbers too large to square leaves the row a candidate.
-        threshold = (self.limit + error).to(device, dtype)
+        threshold = (self.limit + error).to(rough)
         block_of, query_of = (~(lowest > threshold)).nonzero(as_tuple=True)
+        if len(block_of) > most:  # In each there is a pair.
+            return False
         members = blocks[block_of, :, query_of]
         pair, member = (~(members > threshold[query_of, None])).nonzero(as_tuple=True)
+        if len(pair) > most:
+            return False
         query_of, row_of = query_of[pair], block_of[pair] * block + member
         query_of, row_of = query_of.to(self.queries.device), row_of.to(self.queries.device)
-        return query_of, row_of, members[pair, member].to(self.queries) - error[query_of]
+        at_least = members[pair, member].to(self.queries) - error[query_of]
+        row_of += start
+        if self.searched.active is not None:
+            kept = self.searched.active[row_of]
+            query_of, row_of, at_least = query_of[kept], row_of[kept], at_least[kept]
+        self.waiting.append((query_of, row_of, at_least))
+        return True
+
+    def _scores(self, part: Tensor, norms: Tensor, dtype: torch.dtype) -> Tensor:
+        """``|row|^2 - 2 query . row``, (rows, Q)."""
+        device = part.device if dtype is torch.float32 else self.queries.device
+        norms, queries = norms[:, None].to(device, dtype), self.queries.T.to(device, dtype)
+        if part.dtype is dtype or device.type != "cpu":
+            return torch.addmm(norms, part.to(device, dtype), queries, alpha=-2)
+        # Rows that are converted a few at a time stay in cache: it takes a third of the time.
+        scores = torch.empty((len(part), len(self.queries)), dtype=dtype)
+        step = max(1, min(PAIR_NUMBERS, self.chunk_numbers) // part.shape[1])
+        for first in range(0, len(part), step):
+            few = slice(first, first + step)
+            torch.addmm(norms[few], part[few].to(device, dtype), queries, alpha=-2, out=scores[few])
+        return scores
 
     def _tighten(self, lowest: Tensor, error: Tensor) -> None:
         bounds = torch.cat([self.bounds, lowest + error])

@@ -171,16 +171,30 @@ def test_facts_name_the_first_of_equal_rows_and_nothing_where_all_differ() -> No
     assert equals.tolist() == [*range(9), 9, 10, 3, 4]
 
 
-@pytest.mark.parametrize("count", [1, 64])
-def test_many_equal_rows_are_compared_once(count: int) -> None:
-    """Not one difference for each pair: what is at hand is bounded by the rows that differ."""
-    rows = StackedRows([unit_rows(1, 8).repeat(5000, 1)])
-    facts, pairs = row_facts(rows), []
-    take = rows.take
-    rows.take = lambda indices: pairs.append(len(indices)) or take(indices)  # type: ignore[method-assign, func-returns-value]
-    _, indices = nearest_rows(unit_rows(count, 8, seed=4), rows, 3, facts=facts)
-    assert indices.tolist() == [[0, 1, 2]] * count
-    assert sum(pairs) == count
+@pytest.mark.parametrize("distinct", [1, 7])
+def test_many_equal_rows_are_multiplied_and_compared_once(
+    distinct: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is at hand is bounded by the rows that differ, whatever k is."""
+    multiplied, compared = [], []
+    addmm, take = torch.addmm, StackedRows.take
+    monkeypatch.setattr(
+        torch, "addmm", lambda *args, **kw: multiplied.append(len(args[1])) or addmm(*args, **kw)
+    )
+    monkeypatch.setattr(
+        StackedRows, "take", lambda rows, at: compared.append(len(at)) or take(rows, at)
+    )
+    groups = [torch.arange(place, 5000, distinct) for place in range(distinct)]
+    rows = StackedRows([unit_rows(distinct, 8).repeat(5000, 1)[:5000]])
+    facts = row_facts(rows)
+    compared.clear()
+    queries = unit_rows(64, 8, seed=4)
+    _, indices = nearest_rows(queries, rows, 10, facts=facts)
+    nearest = torch.cdist(queries, rows.joined()[:distinct]).argmin(1)
+    assert indices.tolist() == [groups[place][:10].tolist() for place in nearest]
+    # In double precision again, at most.
+    assert sum(multiplied) <= 2 * distinct
+    assert sum(compared) <= 64 * distinct
 
 
 def test_settings_that_make_products_rough_change_no_answer() -> None:
