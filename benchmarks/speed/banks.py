@@ -21,6 +21,7 @@ from captum_embed.weight_bank import IndexedBank
 
 NO_FAISS = "" if find_spec("faiss") else "pip install captum-embed[faiss]"
 K = 10
+_PRODUCT = "one single-precision matrix product"
 # Of the embeddings that indexes are built over: as many as a small network has.
 INDEX_WIDTH = 128
 # Embeddings of a class, which lie around a common centre.
@@ -39,16 +40,15 @@ def search(scene: Scene) -> Iterator[Comparison]:
     """Exact search against one product, and against what else answers the question."""
     bank = random_bank(scene.entries).to(scene.device)
     rows = bank.embeddings
+    # As an encoder that collapsed embeds.
+    equal = WeightBank(rows[:1].repeat(scene.entries, 1), bank.weights)
     for count in (1, 64, 1024):
         queries = torch.randn(count, WIDTH, device=scene.device)
         what = f"search of {count} queries in {scene.entries:,} entries"
         ours = partial(bank.search, queries, K)
-        yield Comparison(
-            what,
-            "one single-precision matrix product",
-            ours,
-            partial(torch.matmul, queries, rows.T),
-        )
+        against, product = _PRODUCT, partial(torch.matmul, queries, rows.T)
+        yield Comparison(what, against, ours, product)
+        yield Comparison(f"{what}, all equal", against, partial(equal.search, queries, K), product)
         if count < 1024:
             # Of 1,024, the table of all distances takes gigabytes.
             yield Comparison(what, "torch.cdist and topk", ours, partial(_by_torch, queries, rows))

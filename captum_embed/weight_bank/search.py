@@ -249,22 +249,23 @@ class _Search:
         rough = self._scores(part, norms, dtype)
         tiny = torch.finfo(dtype).tiny  # What a product that underflows may lose.
         error = scale * _relative_error(dtype, part.shape[1]) + 4 * part.shape[1] * tiny
+        # A block's rows lie far apart: rows of one class are often neighbours.
         block = _BLOCK if len(part) % _BLOCK == 0 else 1
-        blocks = rough.view(-1, block, rough.shape[1])
-        lowest = blocks.amin(1)
+        blocks = rough.view(block, -1, rough.shape[1])
+        lowest = blocks.amin(0)
         self._tighten(lowest.to(self.queries), error)
         # Negated, so that a NaN from numbers too large to square leaves the row a candidate.
         threshold = (self.limit + error).to(rough)
         block_of, query_of = (~(lowest > threshold)).nonzero(as_tuple=True)
         if len(block_of) > most:  # In each there is a pair.
             return False
-        members = blocks[block_of, :, query_of]
-        pair, member = (~(members > threshold[query_of, None])).nonzero(as_tuple=True)
+        members = blocks[:, block_of, query_of]
+        member, pair = (~(members > threshold[query_of])).nonzero(as_tuple=True)
         if len(pair) > most:
             return False
-        query_of, row_of = query_of[pair], block_of[pair] * block + member
+        query_of, row_of = query_of[pair], member * len(lowest) + block_of[pair]
         query_of, row_of = query_of.to(self.queries.device), row_of.to(self.queries.device)
-        at_least = members[pair, member].to(self.queries) - error[query_of]
+        at_least = members[member, pair].to(self.queries) - error[query_of]
         row_of += start
         if self.searched.active is not None:
             kept = self.searched.active[row_of]

@@ -25,7 +25,11 @@ def test_the_table_holds_every_ratio_and_its_command(tmp_path, capsys):
     named = {ratio["what"] for ratio in results["ratios"]}
     assert "one map of 50 tuples" in named
     assert "search of 1024 queries in 500 entries" in named
-    assert "transfer from 500 entries, one image" in named
+    assert "search of 64 queries in 500 entries, all equal" in named
+    (transfer,) = (
+        r for r in results["ratios"] if r["what"] == "transfer from 500 entries, 16 images"
+    )
+    assert transfer["facts"]["times its peak memory"] > 0.5
     assert {ratio["part"] for ratio in results["ratios"]} == set(PARTS)
     assert all(
         (ratio["ratio"] or 0) > 0 if not ratio["missing"] else ratio["ratio"] is None
