@@ -25,7 +25,8 @@ lint: $(INSTALLED)
 
 # The tests of reliability at length: counts in docs/reliability.md.
 torture: $(INSTALLED)
-	BANK_LOADS=10000 BANK_FLIPS=6204 EXCEPTION_EVERY=1 MAPS=5000 THREAD_CALLS=60 OMP_NUM_THREADS=1 \
+	BANK_LOADS=10000 BANK_FLIPS=6204 EXCEPTION_EVERY=1 MAPS=5000 THREAD_CALLS=60 \
+		RUN_KILLS=28 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest tests/captum_embed tests/benchmarks/runs tests/benchmarks/commands \
 		-k "reader_sees or killed or single_byte or savers or threads or fails_leaves or interrupt \
 		or no_trace or stays_flat" $(ARGS)

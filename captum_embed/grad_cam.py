@@ -29,7 +29,13 @@ from captum_embed.layer_executions import (
     run_forward,
 )
 from captum_embed.layouts import Layout, checked_layout, require_gradient_of_places
-from captum_embed.map_functions import MapFunction, mean_over_space, over_space, weighted_sum
+from captum_embed.map_functions import (
+    MapFunction,
+    checked_map,
+    mean_over_space,
+    over_space,
+    weighted_sum,
+)
 from captum_embed.weight_bank import WeightBank
 from captum_embed.weight_bank.queries import (
     Neighbors,
@@ -65,8 +71,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
     more than once per input (a reused ReLU, tied weights) is refused unless ``execution`` says
     which run is meant.
 
-    **Threads** may share a network and an object. **Half precision**: grad-weights are kept in
-    single precision, and stay within 2% (float16) and 10% (bfloat16) of it on a ResNet-18.
+    **Threads** may share a network and an object. Grad-weights are kept in **single precision**.
 
     Args:
         forward_func: Forward function of the model or any modification of it: returns one value
@@ -136,7 +141,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         self.embedding_func = embedding_func
         self.num_neighbors = num_neighbors
         self.channel_filter = channel_filter
-        self.map_func = map_func
+        self.map_func = checked_map(map_func)
         self.layout = checked_layout(layout, prefix_tokens, grid)
         self.prefix_tokens = prefix_tokens
         self.grid = grid
@@ -202,10 +207,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             torch.Size([2, 1, 8, 8])
         """
         if not attr_dim_summation and self.map_func is not None:
-            raise InputError(
-                "attr_dim_summation=False asks for one map per channel, and map_func makes one "
-                "of all channels; leave one of them out"
-            )
+            raise InputError("attr_dim_summation=False keeps channels apart; leave map_func out")
 
         def map_of(weights: Tensor, activations: Tensor) -> Tensor:
             weights = filtered(weights, self.channel_filter)
@@ -249,10 +251,8 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             torch.Size([5, 4])
         """
         of_gradients = target, attribute_to_layer_input, grad_kwargs
-        of_bank = num_neighbors, exclude
-        return self._results(
-            inputs, lambda weights, _: weights, additional_forward_args, of_gradients, of_bank
-        )
+        arguments = additional_forward_args, of_gradients, (num_neighbors, exclude)
+        return self._results(inputs, lambda weights, _: weights, *arguments)
 
     def neighbors(
         self,
@@ -281,8 +281,7 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
             >>> cam.neighbors(images[1:3]).keys
             [['b'], ['c']]
         """
-        bank = self.weight_bank
-        if bank is None:
+        if (bank := self.weight_bank) is None:
             raise InputError("neighbors are entries of a weight bank; pass weight_bank=...")
         arguments = _format_additional_forward_args(additional_forward_args)
         neighbors = []
@@ -396,5 +395,6 @@ class EmbeddingLayerGradCam(LayerAttribution, GradientAttribution):
         return encoder_of(self.forward_func) if given is None else given
 
     def _reader(self) -> LayerReader:
-        tokens = self.prefix_tokens, self.grid
-        return LayerReader(self.forward_func, self.layer, self.layout, *tokens)
+        return LayerReader(
+            self.forward_func, self.layer, self.layout, self.prefix_tokens, self.grid
+        )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
 from captum_embed.input_sources import InputTags, Sources
+from captum_embed.layer_recorder import LayerRecorder, own_tensor
 
 # One tensor, or a tuple with one for each input. (Of a layer that returns several tensors, each is
 # a tuple in turn; the type leaves that out.)
@@ -22,11 +20,6 @@ Maps = Tensor | tuple[Tensor, ...]
 
 # For each input, for each tensor of the layer.
 PerExecution = list[list[Tensor]]
-
-# Calls in progress, by thread, and the lock under which hooks come and go: torch numbers them
-# without one.
-_CALLS: Counter[int] = Counter()
-_REGISTRATION = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,9 @@ def run_layer(
     Where gradients are enabled, the recorded tensors require them, and ``cut`` detaches the
     first execution from everything below the layer, so that the graph below is freed at
     once. Later executions stay attached, because they may depend on earlier ones (a module
-    used twice in a row); ``torch.autograd.grad`` towards the recorded tensors does not walk
-    below them either way. Where gradients are disabled, copies are recorded.
+    used twice in a row), and so does what others than the layer's successors may use, too: its
+    input, and an output that is its input. ``torch.autograd.grad`` towards the recorded tensors
+    does not walk below them either way. Where gradients are disabled, copies are recorded.
 
     Args:
         forward_func: Any callable that runs the layer.
@@ -100,7 +94,8 @@ def run_layer(
         The output of ``forward_func`` after selecting ``target``, and the executions in order.
 
     Raises:
-        LayerError: The layer did not run, or its output holds no floating-point tensor.
+        LayerError: The layer did not run, or its output holds no floating-point tensor; or what
+            was recorded was changed in place later.
 
     Example::
 
@@ -111,11 +106,17 @@ def run_layer(
         >>> executions[0].tensors[0].shape
         torch.Size([2, 4, 6, 6])
     """
-    tags = InputTags(inputs) if follow and torch.is_grad_enabled() else None
-    recorder = _Recorder(cut, tags)
+    given, arguments, tags = inputs, additional_forward_args, None
+    if torch.is_grad_enabled():
+        # What the caller gave stays as it is, if the layer's input is it or a part of it.
+        given = tuple(own_tensor(each, attribute_to_layer_input) for each in inputs)
+        if isinstance(arguments, tuple):
+            arguments = tuple(own_tensor(each, attribute_to_layer_input) for each in arguments)
+        tags = InputTags(given) if follow else None
+    recorder = LayerRecorder(cut, tags)
     with recorder.watching(layer, attribute_to_layer_input):
-        given = inputs if tags is None else tags.inputs
-        output = run_forward(forward_func, given, target, additional_forward_args)
+        shown = given if tags is None else tags.inputs
+        output = run_forward(forward_func, shown, target, arguments)
     executions = recorder.of_this_call()
     if not executions:
         raise LayerError(_never_ran(forward_func, layer))
@@ -173,7 +174,8 @@ def layer_gradients(
             "example, (N,), or one scalar: let it return the tensor to be explained"
         )
     values = torch.unbind(output) if output.dim() > 0 else (output,)
-    if any(value.numel() != 1 for value in values):
+    one_example = all(len(tensor) == 1 for each in executions for tensor in each.tensors)
+    if any(value.numel() != 1 for value in values) or (one_example and len(values) > 1):
         raise InputError(
             f"the forward function returned shape {tuple(output.shape)}, which is several values "
             "per example; expected one value per example, (N,), or one scalar: pass `target`, or "
@@ -184,7 +186,8 @@ def layer_gradients(
     if not differentiable or not output.requires_grad:
         raise InputError(
             "the output of the forward function does not depend on the layer through a graph; "
-            "does it run the network under torch.no_grad(), or detach the embeddings?"
+            "does the network run under torch.no_grad() or torch.inference_mode(), in a "
+            "checkpoint with use_reentrant=True, or are the embeddings detached?"
         )
     try:
         gradients = torch.autograd.grad(values, differentiable, **(grad_kwargs or {}))
@@ -231,88 +234,6 @@ def layer_name(root: Any, layer: nn.Module) -> str | None:
     return next((name for name, module in root.named_modules() if module is layer), None)
 
 
-class _Recorder:
-    """Keeps the executions of one layer that belong to one call.
-
-    Other threads may run the layer meanwhile, for calls of their own or for none. Only the call's
-    own thread belongs to it, and, where the layer never runs in that one, threads that the call
-    started: ``DataParallel`` runs a replica in each.
-    """
-
-    def __init__(self, cut: bool, tags: InputTags | None) -> None:
-        self._tags = tags
-        self._own: list[tuple[Tensor, ...]] = []
-        self._of_workers: list[tuple[Tensor, ...]] = []
-        self._cut = cut
-        self._thread = threading.get_ident()
-        self._older_threads = frozenset(threading.enumerate())
-        self._other_calls = False
-        self._watching = True
-
-    @contextmanager
-    def watching(self, layer: nn.Module, at_input: bool) -> Iterator[None]:
-        with _REGISTRATION:
-            _CALLS[self._thread] += 1
-            if at_input:
-                handle = layer.register_forward_pre_hook(lambda _, args: self._record(args))
-            else:
-                handle = layer.register_forward_hook(lambda _, __, out: self._record(out))
-        try:
-            yield
-        finally:
-            # A copy of the network that another thread took meanwhile keeps the hook.
-            self._watching = False
-            with _REGISTRATION:
-                handle.remove()
-                _CALLS[self._thread] -= 1
-                if not _CALLS[self._thread]:
-                    del _CALLS[self._thread]
-
-    def _record(self, value: Any) -> Any:
-        thread = threading.get_ident()
-        own = thread == self._thread
-        if not self._watching or (
-            not own and (thread in _CALLS or threading.current_thread() in self._older_threads)
-        ):
-            return None
-        items = list(value) if isinstance(value, (tuple, list)) else [value]
-        places = [i for i, item in enumerate(items) if _is_real(item)]
-        if not places:
-            raise LayerError(
-                f"the layer passes {type(value).__name__} with no floating-point tensor in it; "
-                "choose a layer whose output is a tensor, or a tuple of tensors"
-            )
-        # The graph of a thread that may not be ours is left whole.
-        detach = self._cut and own and not self._own
-        recorded = tuple(_recorded(items[i], detach) for i in places)
-        if self._tags is not None:
-            for i, tensor in zip(places, recorded, strict=True):
-                self._tags.remember(tensor, self._tags.sources([items[i]]))
-        if own:
-            self._own.append(recorded)
-        else:
-            self._other_calls |= len(_CALLS) > 1
-            self._of_workers.append(recorded)
-        if not torch.is_grad_enabled():
-            return None
-        # The layer's successors get a clone, so that an in-place one cannot alter the record.
-        for i, tensor in zip(places, recorded, strict=True):
-            items[i] = tensor.clone()
-        if not isinstance(value, (tuple, list)):
-            return items[0]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-
-    def of_this_call(self) -> list[tuple[Tensor, ...]]:
-        """What the layer put out in this call, in the order in which it did on each device."""
-        if not self._own and self._of_workers and self._other_calls:
-            raise LayerError(
-                "the layer ran in threads that the forward function started, while another call "
-                "was explaining too: which of the two they belong to is unknown; make calls of a "
-                "DataParallel on several devices one after the other"
-            )
-        return self._own or self._of_workers
-
-
 def run_forward(
     forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], target: Any, arguments: Any
 ) -> Any:
@@ -356,18 +277,6 @@ def _by_device(
     if len({len(executions) for executions in per_device}) > 1:
         raise LayerError("the layer ran a different number of times on each device")
     return [LayerExecution(shards) for shards in zip(*per_device, strict=True)]
-
-
-def _is_real(item: Any) -> bool:
-    return isinstance(item, Tensor) and (item.is_floating_point() or item.is_complex())
-
-
-def _recorded(tensor: Tensor, detach: bool) -> Tensor:
-    if not torch.is_grad_enabled():
-        return tensor.detach().clone()
-    if detach:
-        tensor = tensor.detach()
-    return tensor if tensor.requires_grad else tensor.requires_grad_()
 
 
 def _never_ran(forward_func: Callable[..., Any], layer: nn.Module) -> str:

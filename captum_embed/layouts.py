@@ -282,6 +282,11 @@ def require_layout(
     ):
         raise _refused(shape, layout, named, None)
     last = _channels_are_last(shape, layer, tuple(image.shape))
+    if tensor.dim() == image.dim() == 3 and layout == "channels_first" and _widths(layer)[0]:
+        raise LayerError(
+            f"the layer{named} has shape {shape} for an input of shape {tuple(image.shape)}; is "
+            "that one image? expected (N, C, H, W): pass image[None]"
+        )
     if tensor.dim() == 3 and image.dim() == 4 and layout != "tokens" and last is not False:
         raise _refused(shape, layout, named, "tokens")
     if last is not None and last != (layout != "channels_first"):

@@ -223,6 +223,18 @@ def _smoothed(maps: Tensor, sigma: float) -> Tensor:
     return blurred(maps) / blurred(torch.ones_like(maps))
 
 
+def checked_map(map_func: MapFunction | None) -> MapFunction | None:
+    """The map function, refused where it is one of those here that only make one.
+
+    Raises:
+        InputError: It is.
+    """
+    if map_func in (agreed_evidence, background_contrast, background_distance):
+        name = getattr(map_func, "__name__", "")
+        raise InputError(f"{name} makes a map function and is none; pass map_func={name}()")
+    return map_func
+
+
 def border_mean(activations: Tensor) -> Tensor:
     """Mean of each channel over the outermost rows and columns.
 

@@ -7,7 +7,7 @@ embedding, and one anchor may have many tuples at the cost of one. Any other cal
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -177,7 +177,7 @@ class PairForward(MetricForward):
             Shape (N,). With M pairs per image, the mean over those of non-zero value.
         """
         if same is not None:
-            same = _checked_same(torch.as_tensor(same, device=first.device))
+            same = _checked_same(same, first.device)
             if same.dim() not in (1, 2) or same.shape[0] not in (1, first.shape[0]):
                 raise InputError(
                     f"same has shape {tuple(same.shape)} for {first.shape[0]} pairs; expected "
@@ -189,7 +189,13 @@ class PairForward(MetricForward):
         return self._value(anchor, references, *(() if same is None else (same,)))
 
 
-def _checked_same(same: Tensor) -> Tensor:
+def _checked_same(given: Any, device: torch.device) -> Tensor:
+    try:
+        same = torch.as_tensor(given, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"same cannot be made a tensor ({error}); expected True and False, or 1 and 0"
+        ) from error
     if same.dtype is not torch.bool and not ((same == 0) | (same == 1)).all():
         values = same.unique()[:5].tolist()
         raise InputError(

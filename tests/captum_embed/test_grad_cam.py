@@ -13,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from captum_embed import EmbeddingLayerGradCam, TripletForward, WeightBank, channel_filters
+from captum_embed import (
+    EmbeddingLayerGradCam,
+    TripletForward,
+    WeightBank,
+    channel_filters,
+    map_functions,
+)
 from captum_embed.errors import InputError, LayerError
 
 # `make torture` makes more.
@@ -546,6 +552,24 @@ class TestBadInput:
     def test_several_outputs_without_target(self, encoder):
         with pytest.raises(InputError, match=r"shape \(3, 6\).*target"):
             EmbeddingLayerGradCam(encoder, encoder.features).attribute(triplets()[0])
+
+    def test_several_outputs_of_one_image(self, encoder):
+        with pytest.raises(InputError, match=r"shape \(6,\).*several values per example"):
+            EmbeddingLayerGradCam(lambda x: encoder(x).squeeze(), encoder.features).attribute(
+                triplets(1)[0]
+            )
+
+    def test_an_image_without_a_batch(self):
+        layer = nn.Conv2d(3, 4, 3)
+        with pytest.raises(LayerError, match=r"pass image\[None\]"):
+            EmbeddingLayerGradCam(lambda x: layer(x).mean((1, 2)), layer).attribute(
+                torch.rand(3, 8, 7)
+            )
+
+    @pytest.mark.parametrize("name", ["agreed_evidence", "background_distance"])
+    def test_a_maker_of_map_functions(self, encoder, name):
+        with pytest.raises(InputError, match=rf"pass map_func={name}\(\)"):
+            EmbeddingLayerGradCam(encoder, encoder.features, map_func=getattr(map_functions, name))
 
     def test_filter_that_changes_the_shape(self, encoder):
         grad_cam = EmbeddingLayerGradCam(

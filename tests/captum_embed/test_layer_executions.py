@@ -3,11 +3,16 @@ from collections import namedtuple
 
 import pytest
 import torch
+from captum.attr import LayerGradCam
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
+from captum_embed import EmbeddingLayerGradCam
 from captum_embed.errors import InputError, LayerError
 from captum_embed.layer_executions import LayerExecution, layer_gradients, layer_name, run_layer
+
+IMAGE = torch.rand(1, 3, 8, 7, generator=torch.Generator().manual_seed(0))
 
 Named = namedtuple("Named", ["first", "second"])
 
@@ -32,7 +37,7 @@ def test_executions_come_in_the_order_in_which_they_ran():
 
 
 def test_first_execution_is_cut_from_below_and_uncut_on_request():
-    layer = nn.Identity()
+    layer = nn.ReLU()
     x = torch.ones(2, requires_grad=True)
     _, (cut,) = run_layer(lambda x: layer(x * 2), layer, (x,))
     assert cut.tensors[0].is_leaf
@@ -52,6 +57,130 @@ def test_inplace_successor_does_not_alter_the_record():
         with mode():
             _, (execution,) = run_layer(forward, layer, (x.clone(),))
         assert execution.tensors[0].tolist() == [-1.0, 2.0]
+
+
+class Skips(nn.Module):
+    """A connection past the layer; the layer may change its input in place, or return it."""
+
+    def __init__(self, layer, uses_output=True):
+        super().__init__()
+        self.below, self.layer, self.above = nn.Conv2d(3, 4, 3), layer, nn.Conv2d(4, 4, 3)
+        self.uses_output = uses_output
+
+    def forward(self, x):
+        features = self.below(x)
+        output = self.layer(features)
+        found = self.above(output if self.uses_output else features) + features[..., 1:-1, 1:-1]
+        return found.square().mean((1, 2, 3))
+
+
+def skipping():
+    return [
+        (Skips(nn.ReLU(inplace=True)), False),
+        (Skips(nn.ReLU(inplace=True), uses_output=False), False),
+        (Skips(nn.Identity()), False),
+        (Skips(nn.Dropout()).eval(), False),
+        (Skips(nn.Conv2d(4, 4, 1)), False),
+        (Skips(nn.Conv2d(4, 4, 1)), True),
+    ]
+
+
+@pytest.mark.parametrize(("network", "at_input"), skipping())
+@pytest.mark.parametrize("frozen", [False, True])
+def test_connections_past_the_layer_count_as_in_captum(network, at_input, frozen):
+    network.requires_grad_(not frozen)
+    images = torch.randn(2, 3, 8, 7, generator=torch.Generator().manual_seed(0))
+    expected = LayerGradCam(network, network.layer).attribute(
+        images, attribute_to_layer_input=at_input
+    )
+    for differentiable in (False, True):
+        maps = EmbeddingLayerGradCam(network, network.layer).attribute(
+            images,
+            attribute_to_layer_input=at_input,
+            grad_kwargs={"create_graph": differentiable},
+        )
+        torch.testing.assert_close(maps.detach(), expected.detach())
+
+
+def test_what_the_network_changes_in_place_later_is_refused():
+    layer, image = nn.Conv2d(3, 3, 1), torch.rand(2, 3, 5, 5)
+
+    def forward(x):
+        features = x * 2
+        features += layer(features)
+        return features.square().mean((1, 2, 3))
+
+    with pytest.raises(LayerError, match="changed in place by the network later"):
+        EmbeddingLayerGradCam(forward, layer).attribute(image, attribute_to_layer_input=True)
+    assert EmbeddingLayerGradCam(forward, layer).attribute(image).shape == (2, 1, 5, 5)
+
+
+def test_inputs_that_are_the_layers_own_stay_as_they_are():
+    layer = nn.Conv2d(3, 4, 3)
+    first, second = torch.rand(2, 2, 3, 6, 5)
+
+    def forward(x, y):
+        return (layer(x).relu() * layer(y).relu()).mean((1, 2, 3))
+
+    def by_itself(x):
+        return forward(x, second)
+
+    maps = EmbeddingLayerGradCam(by_itself, layer, execution=0).attribute(
+        first, attribute_to_layer_input=True
+    )
+    for execution, explained in ((0, first), (1, second)):
+        one = EmbeddingLayerGradCam(forward, layer, execution=execution).attribute(
+            first, additional_forward_args=second, attribute_to_layer_input=True
+        )
+        assert not first.requires_grad
+        assert not second.requires_grad
+        x = explained.clone().requires_grad_()
+        value = forward(x, second) if execution == 0 else forward(first, x)
+        weights = torch.autograd.grad(value.sum(), x)[0].mean((2, 3), keepdim=True)
+        torch.testing.assert_close(one, (weights * explained).sum(1, keepdim=True))
+        torch.testing.assert_close(one, maps) if execution == 0 else None
+
+
+def test_tensors_of_inference_mode_are_explained_like_others():
+    layer, image = nn.Conv2d(3, 4, 3), torch.rand(2, 3, 6, 5)
+    with torch.inference_mode():
+        same = image.clone()
+    for inputs, others in ((image, same), ((image, image), (same, same))):
+
+        def forward(*images):
+            return sum(layer(each).square().mean((1, 2, 3)) for each in images)
+
+        grad_cam = EmbeddingLayerGradCam(forward, layer)
+        torch.testing.assert_close(grad_cam.attribute(others), grad_cam.attribute(inputs))
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
+        EmbeddingLayerGradCam(forward, layer).attribute(image)
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, IMAGE)])
+def test_layers_of_torch_jit_are_refused(make):
+    network = make(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    layer = next(network.children())
+    with pytest.raises(LayerError, match=r"torch\.jit"):
+        run_layer(network, layer, (IMAGE,))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_layers_are_right_or_refused(reentrant):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+    def forward(x, run):
+        return run(network, x).square().mean((1, 2, 3))
+
+    def in_checkpoint(x):
+        return forward(x, lambda *all: checkpoint(*all, use_reentrant=reentrant))
+
+    grad_cam = EmbeddingLayerGradCam(in_checkpoint, network[1])
+    if reentrant:
+        with pytest.raises(InputError, match="checkpoint"):
+            grad_cam.attribute(IMAGE)
+    else:
+        plain = EmbeddingLayerGradCam(lambda x: forward(x, lambda net, x: net(x)), network[1])
+        torch.testing.assert_close(grad_cam.attribute(IMAGE), plain.attribute(IMAGE))
 
 
 @pytest.mark.parametrize("container", [tuple, list, lambda pair: Named(*pair)])

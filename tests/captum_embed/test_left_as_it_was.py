@@ -18,7 +18,7 @@ from captum_embed import (
     build_weight_bank,
     rivals,
 )
-from captum_embed.layer_executions import _CALLS
+from captum_embed.layer_recorder import _CALLS
 
 # `make torture` sets more: an exception in place of every call, and thousands of maps.
 EVERY = int(os.environ.get("EXCEPTION_EVERY", "29"))

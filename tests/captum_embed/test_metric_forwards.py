@@ -215,6 +215,10 @@ class TestBadInput:
         with pytest.raises(InputError, match=r"explains is 'score'; expected 'match' .* 'loss'"):
             TripletForward(encoder, explains="score")
 
+    def test_labels_that_are_no_numbers(self, encoder):
+        with pytest.raises(InputError, match="same cannot be made a tensor"):
+            PairForward(encoder)(*torch.rand(2, 3, 3, 8, 8), ["a", "b", "a"])
+
     @pytest.mark.parametrize("same", [[-1, 1, 1], [0.5, 1.0, 0.0], [4, 4, 7]])
     def test_labels_that_are_not_yes_or_no(self, encoder, same):
         with pytest.raises(InputError, match=r"same holds \[.*expected True and False, or 1 and 0"):

@@ -1,0 +1,157 @@
+"""Keeps what a layer puts out, or what goes into it, while a forward function runs."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_embed.errors import LayerError
+from captum_embed.input_sources import InputTags
+
+# Calls in progress, by thread, and the lock under which hooks come and go: torch numbers them
+# without one.
+_CALLS: Counter[int] = Counter()
+_REGISTRATION = threading.Lock()
+
+
+class LayerRecorder:
+    """Keeps the executions of one layer that belong to one call.
+
+    Other threads may run the layer meanwhile, for calls of their own or for none. Only the call's
+    own thread belongs to it, and, where the layer never runs in that one, threads that the call
+    started: ``DataParallel`` runs a replica in each.
+
+    Args:
+        cut: Detach the first execution from the graph below the layer.
+        tags: Tells which inputs each execution was computed from; None: unknown.
+    """
+
+    def __init__(self, cut: bool, tags: InputTags | None) -> None:
+        self._tags = tags
+        self._own: list[tuple[Tensor, ...]] = []
+        self._of_workers: list[tuple[Tensor, ...]] = []
+        self._shared: list[tuple[Tensor, int]] = []
+        self._cut, self._at_input = cut, False
+        self._thread = threading.get_ident()
+        self._older_threads = frozenset(threading.enumerate())
+        self._other_calls = False
+        self._watching = True
+
+    @contextmanager
+    def watching(self, layer: nn.Module, at_input: bool) -> Iterator[None]:
+        """Records what ``layer`` puts out, or with ``at_input`` what goes into it."""
+        if type(layer).__module__.startswith("torch.jit"):
+            raise LayerError(
+                f"the layer ({type(layer).__name__}) belongs to a network of torch.jit, whose "
+                "layers cannot be watched; give the network as it was before torch.jit"
+            )
+        self._at_input = at_input
+        with _REGISTRATION:
+            _CALLS[self._thread] += 1
+            if at_input:
+                handle = layer.register_forward_pre_hook(lambda _, args: self._record(args, args))
+            else:
+                handle = layer.register_forward_hook(lambda _, args, out: self._record(out, args))
+        try:
+            yield
+        finally:
+            # A copy of the network that another thread took meanwhile keeps the hook.
+            self._watching = False
+            with _REGISTRATION:
+                handle.remove()
+                _CALLS[self._thread] -= 1
+                if not _CALLS[self._thread]:
+                    del _CALLS[self._thread]
+
+    def _record(self, value: Any, args: tuple[Any, ...]) -> Any:
+        thread = threading.get_ident()
+        own = thread == self._thread
+        if not self._watching or (
+            not own and (thread in _CALLS or threading.current_thread() in self._older_threads)
+        ):
+            return None
+        items = list(value) if isinstance(value, (tuple, list)) else [value]
+        places = [i for i, item in enumerate(items) if _is_real(item)]
+        if not places:
+            raise LayerError(
+                f"the layer passes {type(value).__name__} with no floating-point tensor in it; "
+                "choose a layer whose output is a tensor, or a tuple of tensors"
+            )
+        # The graph of a thread that may not be ours is left whole.
+        detach = self._cut and own and not self._own
+        recorded = tuple(self._recorded(items[i], detach, args) for i in places)
+        if self._tags is not None:
+            for i, tensor in zip(places, recorded, strict=True):
+                self._tags.remember(tensor, self._tags.sources([items[i]]))
+        if own:
+            self._own.append(recorded)
+        else:
+            self._other_calls |= len(_CALLS) > 1
+            self._of_workers.append(recorded)
+        if not torch.is_grad_enabled():
+            return None
+        # The layer's successors get a clone, so that an in-place one cannot alter the record.
+        for i, tensor in zip(places, recorded, strict=True):
+            items[i] = tensor.clone()
+        if not isinstance(value, (tuple, list)):
+            return items[0]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+    def _recorded(self, tensor: Tensor, detach: bool, args: tuple[Any, ...]) -> Tensor:
+        if not torch.is_grad_enabled():
+            return tensor.detach().clone()
+        # A skip connection may use what goes into the layer, or what it changed in place.
+        if any(tensor is each for each in args):
+            self._shared.append((tensor, tensor._version))
+        elif detach:
+            tensor = tensor.detach()
+        if tensor.requires_grad:
+            return tensor
+        # What goes in and does not come from the inputs (they require gradients) is not ours.
+        return (tensor.detach() if self._at_input else tensor).requires_grad_()
+
+    def of_this_call(self) -> list[tuple[Tensor, ...]]:
+        """What was recorded for this call, in the order in which the layer ran on each device.
+
+        Raises:
+            LayerError: It was changed in place later, or may belong to another call.
+        """
+        if any(tensor._version != version for tensor, version in self._shared):
+            raise LayerError(
+                "what goes into the layer, or the input that it returns, is changed in place by "
+                "the network later, so its values are lost; choose the layer before or behind it"
+            )
+        if not self._own and self._of_workers and self._other_calls:
+            raise LayerError(
+                "the layer ran in threads that the forward function started, while another call "
+                "was explaining too: which of the two they belong to is unknown; make calls of a "
+                "DataParallel on several devices one after the other"
+            )
+        return self._own or self._of_workers
+
+
+def own_tensor(value: Any, differentiable: bool) -> Any:
+    """What a forward function is given in place of a tensor of the caller.
+
+    Args:
+        value: A tensor, or anything else, which is returned as it is.
+        differentiable: It requires gradients, so that all that is computed from it does.
+
+    Returns:
+        The tensor itself, if it requires gradients; else another one of its values.
+    """
+    if not _is_real(value) or value.requires_grad:
+        return value
+    # Tensors made in inference mode cannot take part in a graph; copies can.
+    own = value.clone() if value.is_inference() else value.detach()
+    return own.requires_grad_().clone() if differentiable else own
+
+
+def _is_real(item: Any) -> bool:
+    return isinstance(item, Tensor) and (item.is_floating_point() or item.is_complex())
