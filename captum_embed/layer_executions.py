@@ -106,7 +106,8 @@ def run_layer(
         >>> executions[0].tensors[0].shape
         torch.Size([2, 4, 6, 6])
     """
-    given, arguments, tags = inputs, additional_forward_args, None
+    given, arguments = inputs, additional_forward_args
+    tags: InputTags | None = None
     if torch.is_grad_enabled():
         # What the caller gave stays as it is, if the layer's input is it or a part of it.
         given = tuple(own_tensor(each, attribute_to_layer_input) for each in inputs)

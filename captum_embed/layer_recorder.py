@@ -108,7 +108,8 @@ class LayerRecorder:
             return tensor.detach().clone()
         # A skip connection may use what goes into the layer, or what it changed in place.
         if any(tensor is each for each in args):
-            self._shared.append((tensor, tensor._version))
+            # Tensors made in inference mode do not count their changes, and have no graph.
+            self._shared += [] if tensor.is_inference() else [(tensor, tensor._version)]
         elif detach:
             tensor = tensor.detach()
         if tensor.requires_grad:

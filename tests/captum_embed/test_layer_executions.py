@@ -152,8 +152,11 @@ def test_tensors_of_inference_mode_are_explained_like_others():
 
         grad_cam = EmbeddingLayerGradCam(forward, layer)
         torch.testing.assert_close(grad_cam.attribute(others), grad_cam.attribute(inputs))
-    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
-        EmbeddingLayerGradCam(forward, layer).attribute(image)
+    for at_input in (False, True):
+        with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
+            EmbeddingLayerGradCam(forward, layer).attribute(
+                image, attribute_to_layer_input=at_input
+            )
 
 
 @pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, IMAGE)])

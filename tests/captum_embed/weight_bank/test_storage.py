@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -542,15 +542,11 @@ def test_no_single_byte_of_any_file_can_change_unnoticed(
     file = path / data.draw(st.sampled_from(sorted(os.listdir(path))))
     content = bytearray(file.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
-    byte = data.draw(st.integers(0, 255))
-    if chr(byte).isspace() and chr(content[place]).isspace():
-        return
-    same = content[place] == byte
+    byte = (content[place] + data.draw(st.integers(1, 255))) % 256
+    # One blank of the manifest is as good as another.
+    assume(not (chr(byte).isspace() and chr(content[place]).isspace()))
     content[place] = byte
     file.write_bytes(content)
-    if same:
-        assert len(WeightBank.load(path)) == 3
-        return
     with pytest.raises(BankFileError, match=file.name):
         WeightBank.load(path)
 
