@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT))
 import captum_embed  # noqa: E402
 
 project = "captum_embed"
-author = "captum_embed contributors"
+author = copyright = "captum_embed contributors"
 release = captum_embed.__version__
 html_title = f"captum_embed {release}"
 
@@ -39,3 +39,5 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Source", "notes_style")]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
