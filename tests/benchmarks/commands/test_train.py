@@ -6,10 +6,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torchvision import models
 
 from benchmarks.__main__ import main
 from benchmarks.core.settings import INTERRUPTED
 from benchmarks.datasets.cub import load_cub
+from benchmarks.networks import build
 from benchmarks.networks.build import (
     EmbeddingNetwork,
     build_network,
@@ -19,6 +21,8 @@ from benchmarks.networks.build import (
 )
 from benchmarks.training import train as training
 from benchmarks.training.retrieval import embed, recall_at_1
+from captum_embed.command_line.images import Preprocessing
+from captum_embed.command_line.networks import LoadedNetwork
 from captum_embed.errors import InputError
 
 STEPS = 4
@@ -216,14 +220,44 @@ def test_embedding_leaves_the_network_in_its_mode(place: Path) -> None:
     assert network.features[1].num_batches_tracked == 0
 
 
-def test_a_torchvision_network_is_trained_and_loads_again(place: Path) -> None:
-    assert run(network="resnet18@random", steps="1", test_classes="4") == 0
+def test_a_torchvision_network_is_trained_on_named_classes_and_loads_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"train_classes": "001.Colour,002.Colour,003.Colour", "test_classes": "004.Colour"}
+    assert run(network="resnet18@random", steps="1", **names) == 0
     network = build_network("resnet18", "net.safetensors")
     assert network(torch.randn(1, 3, 64, 64)).shape == (1, 8)
     start = embedding_network("resnet18@random", embedding_dim=8, seed=0)
     assert not torch.equal(network.features.conv1.weight, start.features.conv1.weight)
     with safe_open("net.safetensors", "pt") as file:
         assert file.metadata()["architecture"] == "resnet18"
+        assert file.metadata()["train_classes"].endswith(" 1-3")
+    assert run(output="other.safetensors", train_classes="001.Colour,Colour") == 1
+    assert "several classes have the name 'Colour'" in capsys.readouterr().err
+
+
+def test_a_transformer_is_trained_and_loads_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, **options: object) -> LoadedNetwork:
+        torch.manual_seed(0)
+        network = models.VisionTransformer(64, 16, 2, 2, 24, 32)
+        network.heads = torch.nn.Identity()
+        return LoadedNetwork(name, network.eval(), Preprocessing(64, 64))
+
+    monkeypatch.setattr(build, "load_network", load)
+    assert run(network="torchvision:vit", steps="1", mining="hardest", margin="4") == 0
+    images = torch.randn(2, 3, 64, 64)
+    trained = build_network("torchvision:vit", "net.safetensors")
+    start = embedding_network("torchvision:vit", embedding_dim=8, seed=0)
+    assert trained(images).shape == (2, 8)
+    assert not torch.allclose(trained(images), start(images))
+    names = dict(trained.named_parameters())
+    assert all(
+        not torch.equal(names[name], own)
+        for name, own in start.named_parameters()
+        if name.endswith("mlp.0.weight")
+    )
 
 
 def test_training_on_the_zero_shot_split_names_its_classes(
