@@ -161,6 +161,20 @@ def test_equal_rows_among_others_are_all_found_and_only_where_allowed(k: int) ->
         np.testing.assert_allclose(distances.numpy(), np.take_along_axis(table, expected, 1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_allowed_rows_are_found_among_those_of_several_parts(dtype: torch.dtype) -> None:
+    rows, queries = unit_rows(300, 6).to(dtype), unit_rows(9, 6, seed=3)
+    allowed = torch.arange(300) % 9 == 4
+    allowed[130:140] = False
+    kept = [torch.arange(130), torch.arange(10), torch.arange(0, 320, 2)]
+    parts = StackedRows([rows[:130], rows[130:140], rows[140:].repeat_interleave(2, 0)], kept)
+    table = cdist(queries.double().numpy(), rows.double().numpy())
+    expected = np.where(allowed.numpy(), table, np.inf).argsort(axis=1, kind="stable")[:, :6]
+    distances, indices = nearest_rows(queries, parts, 6, allowed=allowed, chunk_numbers=100)
+    np.testing.assert_array_equal(indices.numpy(), expected)
+    np.testing.assert_allclose(distances.numpy(), np.take_along_axis(table, expected, 1))
+
+
 def test_facts_name_the_first_of_equal_rows_and_nothing_where_all_differ() -> None:
     rows = unit_rows(9, 4)
     assert row_facts(StackedRows([rows])).equals is None
