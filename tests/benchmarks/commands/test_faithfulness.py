@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ def prepare(folder: Path) -> None:
 
 
 def run(output: str = "run", **changes: str) -> int:
+    return main(words_of(output, **changes))
+
+
+def words_of(output: str, **changes: str) -> list[str]:
     options = {
         "data": "data", "train-classes": "1-2", "test-classes": "3-6", "device": "cpu",
         "network": "tiny_encoders:build", "methods": METHODS, "output": output,
@@ -78,7 +83,7 @@ def run(output: str = "run", **changes: str) -> int:
         **{name.replace("_", "-"): value for name, value in changes.items()},
     }  # fmt: skip
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    return main(["faithfulness", "--no-progress", "--no-figures", *words])
+    return ["faithfulness", "--no-progress", "--no-figures", *words]
 
 
 def results(folder: Path | str = "run") -> dict[str, Any]:
@@ -155,6 +160,21 @@ def test_an_interrupted_run_goes_on_with_the_same_items(
         assert run("parts") == INTERRUPTED
     assert run("parts") == 0
     assert measured("parts") == measured(finished[0])
+
+
+def test_the_processes_of_torchrun_give_the_numbers_of_one(
+    finished: tuple[Path, str],
+    place: Path,
+    run_by_two_processes: Callable[..., list[int | None]],
+) -> None:
+    assert run_by_two_processes(words_of("parts")) == [0, 0]
+    # In any order: a mosaic of one process, a deletion of the other.
+    assert sorted(measured("parts"), key=str) == sorted(measured(finished[0]), key=str)
+    for name, protocols in results(finished[0])["summary"].items():
+        for protocol, numbers in protocols.items():
+            assert results("parts")["summary"][name][protocol]["figures"] == numbers["figures"]
+    assert results("parts")["counts"] == results(finished[0])["counts"]
+    assert results("parts")["workers"] == 2
 
 
 def test_slow_methods_take_some_items_of_each_protocol(place: Path) -> None:

@@ -3,10 +3,8 @@ import csv
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -348,19 +346,6 @@ def test_several_processes_give_the_numbers_of_one(place: Path) -> None:
                 assert theirs == pytest.approx(found["value"], abs=1e-4)
 
 
-# One of the processes that torchrun starts; with something done first.
-ONE_OF_THE_PROCESSES = """
-import contextlib, os, sys
-os.environ.update({environment!r})
-os.chdir({folder!r})
-sys.path.insert(0, os.getcwd())
-from benchmarks.runs import evaluation
-from benchmarks.__main__ import main
-{first}
-with open({log!r}, "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-    code = main({words!r})
-os._exit(code)
-"""
 DIES = """
 record = evaluation.Evaluator.record
 def dying(self, work, done=[]):
@@ -370,47 +355,13 @@ evaluation.Evaluator.record = dying
 """
 
 
-def run_by_two_processes(output: str, first: str = "") -> list[int | None]:
-    """The exit codes; what was printed is in a log of each, in the working folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # A server that has imported everything starts them: that takes most of the time.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.commands.localize"])
-    processes = []
-    for rank in range(2):
-        environment = {
-            "RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        code = ONE_OF_THE_PROCESSES.format(
-            environment=environment,
-            folder=os.getcwd(),
-            first=first if rank else "",
-            log=f"log{rank}.txt",
-            words=words_of(output),
-        )
-        process = context.Process(
-            target=exec, args=(f"import os; os.chdir({os.getcwd()!r})" + code, {})
-        )
-        process.start()
-        processes.append(process)
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
-
-
 def test_the_processes_of_torchrun_share_the_images_and_go_on_after_one_died(
-    finished: str, monkeypatch: pytest.MonkeyPatch
+    finished: str, run_by_two_processes: Callable[..., list[int | None]]
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(evaluation.__file__).parents[2]))
-    assert run_by_two_processes("parts", DIES) == [1, 9]
+    assert run_by_two_processes(words_of("parts"), DIES) == [1, 9]
     assert "another process of the job has ended" in Path("log0.txt").read_text()
     assert not Path("parts/results.json").exists()
-    assert run_by_two_processes("parts") == [0, 0]
+    assert run_by_two_processes(words_of("parts")) == [0, 0]
     assert "going on: 5 of 8 images are done" in Path("log0.txt").read_text()
     assert "images are done" not in Path("log1.txt").read_text()
     assert numbers_of("parts") == numbers_of("run")
