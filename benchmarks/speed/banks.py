@@ -19,7 +19,7 @@ from benchmarks.speed.library import random_bank
 from captum_embed import WeightBank
 from captum_embed.weight_bank import IndexedBank
 
-NO_FAISS = "" if find_spec("faiss") else "pip install captum-embed[faiss]"
+NO_FAISS = "" if find_spec("faiss") else "pip install faiss-cpu"
 K = 10
 _PRODUCT = "one single-precision matrix product"
 # Of the embeddings that indexes are built over: as many as a small network has.

@@ -71,7 +71,7 @@ class FaissIndex:
             import faiss
         except ImportError as error:
             raise MissingExtraError(
-                f"an index of kind {kind} needs FAISS: pip install captum_embed[faiss]; without "
+                f"an index of kind {kind} needs FAISS: pip install faiss-cpu; without "
                 "an index, WeightBank searches exactly"
             ) from error
         self._faiss: Any = faiss

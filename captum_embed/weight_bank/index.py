@@ -58,7 +58,7 @@ class IndexedBank(WeightBank):
 
     Raises:
         InputError: An unknown index or setting, or a path where nothing can be written.
-        MissingExtraError: FAISS is not installed: ``pip install captum_embed[faiss]``.
+        MissingExtraError: FAISS is not installed: ``pip install faiss-cpu``.
 
     Source: Johnson et al., Billion-scale similarity search with GPUs, 2017; Malkov and Yashunin,
         Efficient and robust approximate nearest neighbor search using HNSW graphs, 2016.

@@ -75,7 +75,7 @@ def test_what_is_not_installed_has_a_row_that_says_how(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    monkeypatch.setattr(banks, "NO_FAISS", "pip install captum-embed[faiss]")
+    monkeypatch.setattr(banks, "NO_FAISS", "pip install faiss-cpu")
     rows = [
         compared("part", pair, 1, scene.device)
         for make in (peers.peers, banks.index)
@@ -85,7 +85,7 @@ def test_what_is_not_installed_has_a_row_that_says_how(
     assert all(row.ratio is None and row.seconds is None for row in rows)
     table = as_markdown(rows, {}, "command")
     assert table.count("pip install captum-embed[peers]") == 4
-    assert table.count("pip install captum-embed[faiss]") == 1
+    assert table.count("pip install faiss-cpu") == 1
 
 
 @pytest.mark.parametrize(

@@ -204,5 +204,5 @@ def test_what_cannot_work_is_refused_before_anything_is_built(tmp_path: Path) ->
 
 def test_a_missing_faiss_is_told_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(MissingExtraError, match=r"pip install captum_embed\[faiss\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install faiss-cpu"):
         IndexedBank(bank_of(9), "flat")
