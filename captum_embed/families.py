@@ -70,8 +70,8 @@ def place_of(encoder: nn.Module) -> Place:
     """
     modules = list(encoder.named_modules())
     for rule in (_vision_transformer, _swin, _convolutional, _trunk):
-        found = [(n.count(".") + bool(n), n, p) for n, m in modules if (p := rule(m)) is not None]
-        outermost = [(name, place) for depth, name, place in found if depth == min(found)[0]]
+        places = [(n.count(".") + bool(n), n, p) for n, m in modules if (p := rule(m)) is not None]
+        outermost = [(name, place) for depth, name, place in places if depth == min(places)[0]]
         if len(outermost) > 1:
             names = [f"{name}.{place.last_activation}".lstrip(".") for name, place in outermost]
             raise LayerError(

@@ -62,8 +62,8 @@ class InputTags:
 
     def sources(self, tensors: Sequence[Tensor]) -> Sources:
         """The inputs that tensors of the same rows were computed from, in the rows' order."""
-        found = {self._of_tensor(tensor) for tensor in tensors} - {()}
-        return found.pop() if len(found) == 1 else None if found else ()
+        known = {self._of_tensor(tensor) for tensor in tensors} - {()}
+        return known.pop() if len(known) == 1 else None if known else ()
 
     def _of_tensor(self, tensor: Tensor) -> Sources:
         if tensor.grad_fn is None:

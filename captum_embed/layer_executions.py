@@ -121,10 +121,10 @@ def run_layer(
     executions = recorder.of_this_call()
     if not executions:
         raise LayerError(_never_ran(forward_func, layer))
-    found = _by_device(executions, forward_func, device_ids)
+    runs = _by_device(executions, forward_func, device_ids)
     if tags is not None:
-        found = [replace(each, sources=tags.sources(sum(each.shards, ()))) for each in found]
-    return output, found
+        runs = [replace(each, sources=tags.sources(sum(each.shards, ()))) for each in runs]
+    return output, runs
 
 
 def packed(

@@ -36,8 +36,8 @@ def checked_layout(
 
     Args:
         layout: ``"channels_first"``, ``"channels_last"`` or ``"tokens"``.
-        prefix_tokens: Number of leading tokens without a place in the image; None: found out.
-        grid: Rows and columns of the others; None: found out.
+        prefix_tokens: Number of leading tokens without a place in the image; None: inferred.
+        grid: Rows and columns of the others; None: inferred.
 
     Returns:
         The layout.
@@ -67,8 +67,8 @@ class LayerLayout:
 
     Args:
         layout: ``"channels_first"``, ``"channels_last"`` or ``"tokens"``.
-        prefix_tokens: Leading tokens without a place in the image; None: found out.
-        grid: Rows and columns of the others; None: found out.
+        prefix_tokens: Leading tokens without a place in the image; None: inferred.
+        grid: Rows and columns of the others; None: inferred.
 
     Raises:
         InputError: They are not valid together.
@@ -200,22 +200,22 @@ def token_grid(
             )
         return grid[0], grid[1]
     if prefix_tokens is not None:
-        found = _grids(tokens - prefix_tokens, image_size, exact=False)
+        grids = _grids(tokens - prefix_tokens, image_size, exact=False)
     else:
         # Of squares alone, a class token is all that can be told apart from none.
         most = 1 if image_size is None else _MOST_PREFIX_TOKENS
         # One cell shows nothing, so a grid of one is no evidence for its prefix tokens.
-        found = {
+        grids = {
             one
             for prefix in range(most + 1)
             for one in _grids(tokens - prefix, image_size, exact=True)
             if one[0] * one[1] > 1
         }
-    if len(found) == 1:
-        return found.pop()
+    if len(grids) == 1:
+        return grids.pop()
     prefix = "an unknown number of" if prefix_tokens is None else str(prefix_tokens)
     image = "" if image_size is None else f" of an image of {tuple(image_size)} pixels"
-    fits = f"fit several grids {sorted(found)}" if found else "fit no grid"
+    fits = f"fit several grids {sorted(grids)}" if grids else "fit no grid"
     raise LayerError(
         f"{tokens} tokens{image}, {prefix} of them prefix tokens, {fits}; pass "
         "prefix_tokens=... (1 for a class token alone) and grid=(rows, columns)"
@@ -388,8 +388,8 @@ def _widths(layer: nn.Module) -> tuple[set[int], set[int], set[int]]:
             continue
         else:
             continue
-        found = (getattr(module, name, None) for name in names)
-        kind.update(width for width in found if isinstance(width, int))
+        widths = (getattr(module, name, None) for name in names)
+        kind.update(width for width in widths if isinstance(width, int))
     return first, last, others
 
 

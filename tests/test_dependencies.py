@@ -27,9 +27,9 @@ class Declared:
 sys.meta_path[:] = [Declared(finder) for finder in sys.meta_path]
 import importlib, pkgutil
 package = importlib.import_module(sys.argv[2])
-for found in pkgutil.walk_packages(package.__path__, sys.argv[2] + "."):
-    if not found.name.endswith("__main__"):
-        importlib.import_module(found.name)
+for module in pkgutil.walk_packages(package.__path__, sys.argv[2] + "."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 """
 
 
@@ -39,13 +39,13 @@ def canonical(name: str) -> str:
 
 def declared(extras: tuple[str, ...]) -> set[str]:
     """Distributions that an installation with these extras brings, by their canonical names."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting = [("captum-embed", extras)]
     while waiting:
         name, wanted = waiting.pop()
-        if canonical(name) in found and not wanted:
+        if canonical(name) in names and not wanted:
             continue
-        found.add(canonical(name))
+        names.add(canonical(name))
         try:
             lines = requires(name) or []
         except PackageNotFoundError:
@@ -55,7 +55,7 @@ def declared(extras: tuple[str, ...]) -> set[str]:
             for requirement in map(Requirement, lines)
             if any(applies(requirement.marker, extra) for extra in ("", *wanted))
         ]
-    return found
+    return names
 
 
 def applies(marker: Marker | None, extra: str) -> bool:

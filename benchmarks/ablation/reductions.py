@@ -124,25 +124,25 @@ class ReductionBench(Bench):
         frame = self.protocol.frame(item)
         assert frame is not None, "boxes and mosaics measure every item"
         queries = self.queries_of(item.key, frame)
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, (method, explain) in self.explainers.items():
             if not self.wants(name, item.key):
                 continue
             with seeded(seed_of(self.plan.seed, self.protocol.name, item.key), self.device):
                 attributions = [explain(query).detach().cpu() for query in queries]
-            found[name] = {
+            values[name] = {
                 str(candidate): self._value(attributions, candidate, frame)
                 for candidate in candidates(method)
             }
-        return {"key": work.key, "label": work.label, "methods": found}
+        return {"key": work.key, "label": work.label, "methods": values}
 
     def _value(
         self, attributions: Sequence[Tensor], candidate: Reduction, frame: Frame
     ) -> float | list[float]:
         maps = [heatmap(one, frame.size, candidate) for one in attributions]
         value = deciding_figure(self.protocol.name).of(self.protocol.measure(maps, frame))
-        found: float | list[float] = np.asarray(value, dtype=float).tolist()
-        return found
+        numbers: float | list[float] = np.asarray(value, dtype=float).tolist()
+        return numbers
 
 
 def deciding_figure(protocol: str) -> Figure:

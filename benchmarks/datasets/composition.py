@@ -56,7 +56,7 @@ def compose(
     name = name if background is None else background
     others = [texture for texture in TEXTURES if texture != name]
     scene = textures.crop(name, (width, height), rng)
-    scene = _scale_light(scene, rng, brightness=(0.7, 1.1))
+    scene = scale_light(scene, rng, brightness=(0.7, 1.1))
     for _ in range(int(rng.integers(1, 5))):
         centre = (rng.uniform(0, width), rng.uniform(0, height))
         radius = rng.uniform(0.04, 0.11) * min(width, height)
@@ -65,13 +65,13 @@ def compose(
 
     cut_out = cut_outs[int(rng.integers(len(cut_outs)))]
     colours, alpha = _place(_pose(cut_out, object_class, (width, height), rng), scene.shape, rng)
-    colours = _scale_light(colours, rng, brightness=(0.75, 1.2))
+    colours = scale_light(colours, rng, brightness=(0.75, 1.2))
     scene = scene * (1 - np.float32(0.45) * _shadow(alpha, rng))
     scene = colours * alpha + scene * (1 - alpha)
     if rng.random() < 0.6:
         scene, alpha = cover(scene, alpha, textures, others, rng)
 
-    scene = scene * _light_gradient(width, height, rng)
+    scene = scene * light_gradient(width, height, rng)
     noise = rng.standard_normal(scene.shape, dtype=np.float32)
     scene = scene + np.float32(rng.uniform(0, 4)) * noise
     pixels = np.clip(scene, 0, 255).round().astype(np.uint8)
@@ -136,7 +136,7 @@ def _add_patch(
     window, blob = _blob(scene.shape[:2], centre, radius, rng)
     name = names[int(rng.integers(len(names)))]
     patch = textures.crop(name, (blob.shape[1], blob.shape[0]), rng, scales=(0.4, 0.9))
-    patch = _scale_light(patch, rng, brightness=(0.7, 1.15))
+    patch = scale_light(patch, rng, brightness=(0.7, 1.15))
     scene, alpha = scene.copy(), alpha.copy()
     scene[window] = patch * blob + scene[window] * (1 - blob)
     alpha[window] *= 1 - blob
@@ -201,7 +201,7 @@ def _shadow(alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(blurred, dtype=np.float32)[..., None] / 255
 
 
-def _scale_light(
+def scale_light(
     pixels: np.ndarray, rng: np.random.Generator, brightness: tuple[float, float]
 ) -> np.ndarray:
     """Change brightness, contrast and colour."""
@@ -212,7 +212,7 @@ def _scale_light(
     return np.clip(lit, 0, 255)
 
 
-def _light_gradient(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+def light_gradient(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     """Gain (height, width, 1) of light that comes from one side."""
     angle = rng.uniform(0, 2 * np.pi)
     strength = rng.uniform(0, 0.25)

@@ -40,5 +40,7 @@ def save(question: str, chosen: Mapping[str, Reduction]) -> None:
 
 
 def _read() -> dict[str, dict[str, dict[str, Any]]]:
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    return json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else found
+    if not PATH.exists():
+        return {}
+    table: dict[str, dict[str, dict[str, Any]]] = json.loads(PATH.read_text(encoding="utf-8"))
+    return table

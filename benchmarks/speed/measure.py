@@ -10,6 +10,7 @@ import altair as alt
 import torch
 from tqdm import tqdm
 
+from benchmarks.core.seeding import seeded
 from benchmarks.report.chart_parts import save_charts
 from benchmarks.speed import banks, library, peers, scale
 from benchmarks.speed.comparison import WIDTH, Comparison, Ratio, Scene, compared, machine_of
@@ -57,23 +58,24 @@ def measure(
     where = chosen_device(device)
     about = machine_of(where)
     ratios = []
-    with torch.random.fork_rng(devices=[]), tqdm(disable=not progress, leave=False) as bar:
-        torch.manual_seed(seed)
+    with seeded(seed):
         encoder = resnet18(num_classes=WIDTH).eval().requires_grad_(False).to(where)
-        scene = Scene(
-            encoder=encoder,
-            layer=encoder.layer4,
-            images=torch.rand(16, 3, side, side).to(where),
-            entries=entries,
-            num_images=images,
-            device=where,
-        )
+        pixels = torch.rand(16, 3, side, side).to(where)
+    scene = Scene(
+        encoder=encoder,
+        layer=encoder.layer4,
+        images=pixels,
+        entries=entries,
+        num_images=images,
+        device=where,
+    )
+    with tqdm(disable=not progress, leave=False) as bar:
         for part in parts:
-            torch.manual_seed(seed)  # So that a part alone compares the same.
-            for pair in PARTS[part](scene):
-                bar.set_description(pair.what)
-                ratios.append(compared(part, pair, turns, where))
-                bar.update()
+            with seeded(seed, where):  # Each, so that a part alone compares the same.
+                for pair in PARTS[part](scene):
+                    bar.set_description(pair.what)
+                    ratios.append(compared(part, pair, turns, where))
+                    bar.update()
     return ratios, about
 
 

@@ -29,11 +29,11 @@ def run(parsed: argparse.Namespace) -> tuple[Any, str]:
         return _merge(parsed)
     if parsed.action == "drop":
         return _drop(parsed)
-    found = [facts_of(Path(path), verify=parsed.action == "verify") for path in parsed.banks]
+    banks = [facts_of(Path(path), verify=parsed.action == "verify") for path in parsed.banks]
     if parsed.action == "info":
-        return found, "\n\n".join(map(told, found))
-    return found, "\n".join(
-        f"{printable(facts['bank'])}: whole, {facts['entries']} entries" for facts in found
+        return banks, "\n\n".join(map(told, banks))
+    return banks, "\n".join(
+        f"{printable(facts['bank'])}: whole, {facts['entries']} entries" for facts in banks
     )
 
 
@@ -165,7 +165,7 @@ def _with_common_classes(banks: list[WeightBank], named: list[list[str]]) -> lis
     """The banks with one numbering of classes, by their names."""
     names = list(dict.fromkeys(name for each in named for name in each))
     numbers = {name: number for number, name in enumerate(names)}
-    found = []
+    relabelled = []
     for bank, own in zip(banks, named, strict=True):
         labels = bank.labels
         if labels is not None and own != names[: len(own)]:
@@ -173,5 +173,5 @@ def _with_common_classes(banks: list[WeightBank], named: list[list[str]]) -> lis
                 raise BankFileError("a bank has labels without a name; build it again")
             labels = torch.tensor([numbers[name] for name in own])[labels]
         metadata = {**bank.metadata, CLASS_NAMES: json.dumps(names)}
-        found.append(bank._relabelled(labels, metadata))
-    return found
+        relabelled.append(bank._relabelled(labels, metadata))
+    return relabelled

@@ -27,21 +27,21 @@ def run(parsed: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     prepared = prepare(parsed, bank)
     exclude, classes = excluded(bank, parsed.exclude), class_names(bank)
     count = parsed.num_neighbors or lenders(prepared.recipe, bank, exclude)
-    found = []
+    records = []
     for path in tqdm(images, "embed", disable=parsed.quiet, delay=1):
         embedding = prepared.embedding(prepared.picture(path))
         nearest = nearest_entries(bank, embedding, count, exclude)
-        found.append({"image": str(path), "neighbors": described(nearest, classes)})
-    return found, "\n".join(map(_told, found))
+        records.append({"image": str(path), "neighbors": described(nearest, classes)})
+    return records, "\n".join(map(_told, records))
 
 
 def described(neighbors: Neighbors, classes: Sequence[str] | None) -> list[dict[str, Any]]:
     """The neighbours of one query, nearest first: key, class, label, distance, index."""
     names = dict(enumerate(classes or ()))
-    found = []
+    rows = []
     for place, index in enumerate(neighbors.indices[0].tolist()):
         label = None if neighbors.labels is None else int(neighbors.labels[0, place])
-        found.append(
+        rows.append(
             {
                 "key": None if neighbors.keys is None else neighbors.keys[0][place],
                 "class": None if label is None else names.get(label),
@@ -50,7 +50,7 @@ def described(neighbors: Neighbors, classes: Sequence[str] | None) -> list[dict[
                 "index": index,
             }
         )
-    return found
+    return rows
 
 
 def _told(record: dict[str, Any]) -> str:

@@ -85,14 +85,14 @@ def _draw(
     digits = len(str(len(shown)))
     for path, role, ways in shown:
         picture = prepared.picture(path)
-        found = {way: maps.of(picture) for way, maps in ways.items()}
+        maps_of_image = {way: maps.of(picture) for way, maps in ways.items()}
         if not done:
             # Not before a first map has shown that there will be some.
             output.begin(facts)
         done.append({"image": str(path), "role": role, "maps": {}})
         name = f"{len(done):0{digits}d}-{_plain(path.stem)}"
         drawn = []
-        for way, (values, told) in found.items():
+        for way, (values, told) in maps_of_image.items():
             file = f"{name}-{way}" if len(ways) > 1 else name
             overlay = _overlay(picture, values)
             array = values[0, 0].float().cpu().numpy()
@@ -136,12 +136,12 @@ class _SimilarityMaps:
         image = self._prepared.tensor(picture)
         with torch.no_grad():
             score = float(self._forward(image))
-        found = self._grad_cam.attribute(image)
+        attribution = self._grad_cam.attribute(image)
         same = self._alone is not None and same_embedding(
             self._prepared.embedding(picture), self._alone
         )
         # At its highest the similarity has no slope: what is left of the map is noise.
-        return found * (not same), {"similarity": score, "same": same}
+        return attribution * (not same), {"similarity": score, "same": same}
 
 
 class _BankMaps:
@@ -158,8 +158,8 @@ class _BankMaps:
     def of(self, picture: Image.Image) -> tuple[Tensor, dict[str, Any]]:
         image = self._prepared.tensor(picture)
         neighbors = cast(Neighbors, self._grad_cam.neighbors(image, **self._settings))
-        found = self._grad_cam.attribute(image, **self._settings)
-        return found, {"neighbors": described(neighbors, self._classes)}
+        attribution = self._grad_cam.attribute(image, **self._settings)
+        return attribution, {"neighbors": described(neighbors, self._classes)}
 
 
 def bank_grad_cam(prepared: Prepared, bank: WeightBank, explains: Any) -> EmbeddingLayerGradCam:

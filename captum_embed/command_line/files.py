@@ -83,10 +83,10 @@ class OutputFolder:
     def _results(self) -> tuple[set[str], bool]:
         """Files that an earlier run of this command wrote, and whether there was one."""
         try:
-            found: Any = json.loads((self.path / RESULTS).read_bytes())
-            if found["made_by"] != self._made_by:
+            results: Any = json.loads((self.path / RESULTS).read_bytes())
+            if results["made_by"] != self._made_by:
                 return set(), False
-            return {f for f in found["files"] if _OWN_FILE.fullmatch(f)}, True
+            return {f for f in results["files"] if _OWN_FILE.fullmatch(f)}, True
         except (OSError, ValueError, LookupError, TypeError):
             return set(), False
 

@@ -182,7 +182,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         InputError: A path does not exist, or a folder holds no image.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = _images_in(path)
@@ -191,23 +191,23 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
                     f"the folder {printable(path)} holds no image; expected files that end in "
                     f"{', '.join(SUFFIXES)}"
                 )
-            found += inside
+            images += inside
         elif path.is_file():
-            found.append(path)
+            images.append(path)
         else:
             raise InputError(f"there is no file or folder {printable(path)}")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(images))
 
 
 def _images_in(folder: Path) -> list[Path]:
-    found = [
+    images = [
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     ]
-    return sorted(found, key=lambda path: _natural(path.as_posix()))
+    return sorted(images, key=lambda path: _natural(path.as_posix()))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

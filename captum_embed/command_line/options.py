@@ -96,12 +96,12 @@ def parser() -> Parser:
 def _command(
     commands: Any, name: str, purpose: str, description: str, epilog: str, module: str = ""
 ) -> Parser:
-    found: Parser = commands.add_parser(name, help=purpose)
-    found.description, found.epilog = description, f"{epilog}\n\n{_EXIT_CODES}".strip()
-    found.set_defaults(module=module or name, parser=found)
-    found.add_argument("--json", action="store_true", help="print the result as JSON")
-    found.add_argument("--quiet", action="store_true", help="no progress bars")
-    return found
+    command: Parser = commands.add_parser(name, help=purpose)
+    command.description, command.epilog = description, f"{epilog}\n\n{_EXIT_CODES}".strip()
+    command.set_defaults(module=module or name, parser=command)
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+    return command
 
 
 def _add_explain(explain: Parser) -> None:

@@ -76,19 +76,19 @@ class Prepared:
         image = self.tensor(picture)
         try:
             with torch.no_grad():
-                found = embedding_of(self.encoder(image))
+                embedding = embedding_of(self.encoder(image))
         # Networks state what they need by assertions, or fail in the middle.
         except (AssertionError, RuntimeError) as error:
             raise InputError(
                 f"the network {self.network.name} cannot take images of {image.shape[2]} x "
                 f"{image.shape[3]} pixels ({error}); give --image-size, or --framing crop"
             ) from error
-        if found.shape[:1] != (1,) or found.dim() != 2:
+        if embedding.shape[:1] != (1,) or embedding.dim() != 2:
             raise InputError(
-                f"the network {self.network.name} returned shape {tuple(found.shape)} for one "
+                f"the network {self.network.name} returned shape {tuple(embedding.shape)} for one "
                 "image; expected an embedding, (1, D): pool and flatten in the network"
             )
-        return found
+        return embedding
 
     def facts(self) -> dict[str, Any]:
         """For the record of a run."""
@@ -199,9 +199,9 @@ def chosen_images(parsed: argparse.Namespace, *paths: str) -> list[Path]:
     Raises:
         InputError: A path does not exist, or an image cannot be read.
     """
-    found = find_images(paths)
-    require_readable(found, progress=not parsed.quiet)
-    return found
+    images = find_images(paths)
+    require_readable(images, progress=not parsed.quiet)
+    return images
 
 
 def class_names(bank: WeightBank) -> list[str] | None:

@@ -184,15 +184,15 @@ class Explainer:
 
     def embedded(self, images: Sequence[Tensor]) -> Tensor:
         """Embeddings (R, D) of images (1, C, H, W), in their order; those of one size together."""
-        found: dict[int, Tensor] = {}
+        embeddings: dict[int, Tensor] = {}
         with torch.no_grad():
             for shape in {image.shape for image in images}:
                 places = [p for p, image in enumerate(images) if image.shape == shape]
                 for start in range(0, len(places), _AT_ONCE):
                     some = places[start : start + _AT_ONCE]
                     batch = torch.cat([images[place] for place in some])
-                    found |= zip(some, embedding_vectors(self.encoder(batch)), strict=True)
-        return torch.stack([found[place] for place in range(len(images))])
+                    embeddings |= zip(some, embedding_vectors(self.encoder(batch)), strict=True)
+        return torch.stack([embeddings[place] for place in range(len(images))])
 
     def similarity(self, references: Tensor, foils: Tensor | None = None) -> SimilarityForward:
         """The score: similarity to references less that to foils, embeddings (R, D)."""

@@ -38,7 +38,7 @@ class GradientAttentionRollout(Attribution):
         forward_func: Returns one score per image, (N,), such as its similarity to references. It
             keeps the examples of a batch apart.
         prefix_tokens: Tokens in front (class token, registers) without a place in the image.
-            None: found from the number of tokens and the image's size, or refused.
+            None: inferred from the number of tokens and the image's size, or refused.
         grid: Rows and columns of the other tokens. None: likewise.
 
     Raises:

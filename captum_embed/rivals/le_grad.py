@@ -45,7 +45,7 @@ class LeGrad(Attribution):
         average_tokens: The score of a block is that of the mean of its tokens, as in the authors'
             code for CLIP. False: the network reads the tokens as it always does.
         prefix_tokens: Tokens in front (class token, registers) without a place in the image.
-            None: found from the number of tokens and the image's size, or refused.
+            None: inferred from the number of tokens and the image's size, or refused.
         grid: Rows and columns of the other tokens. None: likewise.
 
     Raises:
@@ -125,11 +125,11 @@ class LeGrad(Attribution):
 
     def _of_one(self, image: Tensor, arguments: tuple[Any, ...]) -> Tensor:
         with _outputs(self.blocks) as put_out:
-            _, found = scores_with_attentions(self.forward_func, image, arguments)
-        probabilities = found[-len(self.blocks) :]
-        if len(put_out) != len(self.blocks) or len(found) < len(self.blocks):
+            _, attentions = scores_with_attentions(self.forward_func, image, arguments)
+        probabilities = attentions[-len(self.blocks) :]
+        if len(put_out) != len(self.blocks) or len(attentions) < len(self.blocks):
             raise LayerError(
-                f"{len(self.blocks)} blocks ran {len(put_out)} times with {len(found)} "
+                f"{len(self.blocks)} blocks ran {len(put_out)} times with {len(attentions)} "
                 "self-attentions in the network; expected each block once, with one in it"
             )
         tokens = torch.cat(put_out)

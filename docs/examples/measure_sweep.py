@@ -90,7 +90,7 @@ def time_interleaved(tasks: dict[str, Callable[[], object]], repeats: int) -> di
                 task()
                 calls += 1
             times[name].append(1000 * used / calls)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(measured) for name, measured in times.items()}
 
 
 def main() -> None:
@@ -123,11 +123,12 @@ def main() -> None:
             "largest": lambda h=heatmap: box_largest(h),  # type: ignore[misc]
             "all": lambda h=heatmap: box_all(h, target),  # type: ignore[misc]
         }
-        found = time_interleaved(tasks, arguments.repeats)
+        medians = time_interleaved(tasks, arguments.repeats)
         ratios = [
-            f"{found[way]:8.1f} {found[way] / found['sweep']:6.1f}x" for way in list(tasks)[1:]
+            f"{medians[way]:8.1f} {medians[way] / medians['sweep']:6.1f}x"
+            for way in list(tasks)[1:]
         ]
-        print(f"{name:<18} {found['sweep']:7.2f} " + " ".join(ratios), flush=True)
+        print(f"{name:<18} {medians['sweep']:7.2f} " + " ".join(ratios), flush=True)
 
 
 if __name__ == "__main__":

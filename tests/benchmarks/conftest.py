@@ -52,11 +52,11 @@ SHARES = [round(0.1 * step, 1) for step in range(11)]
 def value(share: float, rng: np.random.Generator, main: float | None = None) -> dict[str, float]:
     """A figure of merit with its interval, and its difference to the main method."""
     half = rng.uniform(0.02, 0.06)
-    found = {"value": share, "low": max(0.0, share - half), "high": share + half}
+    figure = {"value": share, "low": max(0.0, share - half), "high": share + half}
     if main is not None:
         gap = share - main
-        found |= {"difference": gap, "difference_low": gap - half, "difference_high": gap + half}
-    return found
+        figure |= {"difference": gap, "difference_low": gap - half, "difference_high": gap + half}
+    return figure
 
 
 def band(x: list[float], y: np.ndarray) -> dict[str, list[float]]:
@@ -132,22 +132,22 @@ def make_results() -> dict[str, Any]:
 
 def with_invented(results: dict[str, Any]) -> dict[str, Any]:
     """The same run with a protocol, a figure of merit and curves that nothing in report/ knows."""
-    found = copy.deepcopy(results)
+    invented = copy.deepcopy(results)
     rng = np.random.default_rng(1)
     for name, (_, _, quality, seconds) in METHODS.items():
         figures = {"wobble": value(3 - quality, rng, 2.25)}
         curves = {kind: band(SHARES, 1 - quality * np.array(SHARES) ** power)
                   for kind, power in (("deletion", 1), ("wobbling", 2))}  # fmt: skip
-        found["summary"][name]["tremor"] = numbers(figures, curves, seconds, NUM_IMAGES)
-    found["figures"] = [
-        *found["figures"],
+        invented["summary"][name]["tremor"] = numbers(figures, curves, seconds, NUM_IMAGES)
+    invented["figures"] = [
+        *invented["figures"],
         {"key": "wobble", "protocol": "tremor", "heading": "Wobble <i>of</i> maps",
          "better": "lower", "unit": "", "lead": True, "at": None, "about": "How maps wobble",
          "in_terminal": True},
     ]  # fmt: skip
-    found["counts"]["measured"]["tremor"] = NUM_IMAGES
-    found["counts"]["left_out"]["tremor"] = 0
-    return found
+    invented["counts"]["measured"]["tremor"] = NUM_IMAGES
+    invented["counts"]["left_out"]["tremor"] = 0
+    return invented
 
 
 @pytest.fixture(scope="session")

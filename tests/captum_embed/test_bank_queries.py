@@ -78,21 +78,21 @@ def test_further_arguments_reach_the_embedding_function(encoder, bank):
     nearest_of_opposite = torch.cdist(-encoder(QUERIES).detach(), bank.embeddings).argmin(1)
     weights = grad_cam.grad_weights(QUERIES, additional_forward_args=-1)
     assert torch.equal(weights, bank.weights[nearest_of_opposite])
-    found = grad_cam.neighbors(QUERIES, additional_forward_args=-1)
-    assert torch.equal(found.indices[:, 0], nearest_of_opposite)
+    neighbors = grad_cam.neighbors(QUERIES, additional_forward_args=-1)
+    assert torch.equal(neighbors.indices[:, 0], nearest_of_opposite)
 
 
 def test_neighbors_names_whose_weights_were_borrowed(encoder, bank):
     grad_cam = EmbeddingLayerGradCam(
         TripletForward(encoder), encoder[1], weight_bank=bank, num_neighbors=3
     )
-    found = grad_cam.neighbors(QUERIES)
+    neighbors = grad_cam.neighbors(QUERIES)
     expected = nearest(encoder, bank, 3)
-    assert torch.equal(found.indices, expected)
-    assert found.keys == [[f"k{i}" for i in row] for row in expected.tolist()]
-    assert torch.equal(found.labels, expected % 3)
+    assert torch.equal(neighbors.indices, expected)
+    assert neighbors.keys == [[f"k{i}" for i in row] for row in expected.tolist()]
+    assert torch.equal(neighbors.labels, expected % 3)
     distances = torch.cdist(encoder(QUERIES).detach(), bank.embeddings).sort(dim=1).values
-    torch.testing.assert_close(found.distances, distances[:, :3])
+    torch.testing.assert_close(neighbors.distances, distances[:, :3])
     one, other = grad_cam.neighbors((QUERIES[:1], QUERIES[1:]), num_neighbors=1)
     assert torch.equal(torch.cat([one.indices, other.indices]), expected[:, :1])
     bare = EmbeddingLayerGradCam(

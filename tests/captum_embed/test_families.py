@@ -56,8 +56,8 @@ def test_the_table_of_the_docs(row):
     if source == "transformers" and Version(library(source).__version__) < Version("5"):
         pytest.skip("the table has the modules' names of transformers 5")
     place = place_of(published(source, name))
-    found = (place.last_activation, place.layout, place.prefix_tokens)
-    assert found == (layer, layout, int(prefix) if prefix else None)
+    where = (place.last_activation, place.layout, place.prefix_tokens)
+    assert where == (layer, layout, int(prefix) if prefix else None)
 
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -221,8 +221,8 @@ def test_a_recipe_needs_no_layer(case):
         settings = recipe.layer_settings(network)
         expected = recipe.grad_cam(FirstNumber(network), **settings).attribute(x)
         for given in ((), (recipe.layer_of(network),)):
-            found = recipe.grad_cam(FirstNumber(network), *given).attribute(x)
-            torch.testing.assert_close(found, expected)
+            actual = recipe.grad_cam(FirstNumber(network), *given).attribute(x)
+            torch.testing.assert_close(actual, expected)
 
 
 def test_another_layout_is_refused(case):

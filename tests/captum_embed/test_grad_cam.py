@@ -719,11 +719,11 @@ class TestThreads:
         image = triplets()[0]
 
         def forward(x):
-            found = []
-            worker = threading.Thread(target=lambda: found.append(encoder(x)))
+            outputs = []
+            worker = threading.Thread(target=lambda: outputs.append(encoder(x)))
             worker.start()
             worker.join()
-            return found[0]
+            return outputs[0]
 
         expected = EmbeddingLayerGradCam(encoder, encoder.features).attribute(image, 0)
         actual = EmbeddingLayerGradCam(forward, encoder.features).attribute(image, 0)

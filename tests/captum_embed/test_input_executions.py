@@ -40,8 +40,8 @@ def test_data_parallel_around_the_forward_divides_first_and_joins_later(n, devic
     inputs = numbered(3, n)
     parts = zip(*(one.chunk(devices) for one in inputs), strict=True)
     whole = LayerExecution(tuple((torch.cat(part),) for part in parts))
-    found = executions_of_inputs([whole], Parallel(triplet, devices), LAYER, inputs)
-    for one, expected in zip(found, inputs, strict=True):
+    actual = executions_of_inputs([whole], Parallel(triplet, devices), LAYER, inputs)
+    for one, expected in zip(actual, inputs, strict=True):
         torch.testing.assert_close(one.tensors[0], expected)
 
 
@@ -49,8 +49,8 @@ def test_data_parallel_around_the_forward_divides_first_and_joins_later(n, devic
 def test_data_parallel_inside_the_forward_divides_what_was_joined(n, devices):
     inputs = numbered(3, n)
     whole = sharded(torch.cat(inputs), devices)
-    found = executions_of_inputs([whole], triplet, LAYER, inputs)
-    for one, expected in zip(found, inputs, strict=True):
+    actual = executions_of_inputs([whole], triplet, LAYER, inputs)
+    for one, expected in zip(actual, inputs, strict=True):
         torch.testing.assert_close(one.tensors[0], expected)
 
 
@@ -65,8 +65,8 @@ def test_one_run_per_input_takes_the_execution_that_is_named(n, devices, k, repe
         with pytest.raises(LayerError, match="execution=0"):
             executions_of_inputs(executions, print, LAYER, inputs)
     for chosen in range(-repeats, repeats):
-        found = executions_of_inputs(executions, print, LAYER, inputs, execution=chosen)
-        for one, expected in zip(found, inputs, strict=True):
+        actual = executions_of_inputs(executions, print, LAYER, inputs, execution=chosen)
+        for one, expected in zip(actual, inputs, strict=True):
             torch.testing.assert_close(one.tensors[0], expected + 100 * (chosen % repeats))
     for outside in (-repeats - 1, repeats):
         with pytest.raises(InputError, match="expected"):
@@ -106,5 +106,5 @@ def test_gradients_are_those_of_the_rows():
         [LayerExecution(tuple((p,) for p in parts))], triplet, LAYER, inputs
     )
     gradients = layer_gradients(output, executions)
-    for (found,), expected in zip(gradients, factor.split(4), strict=True):
-        torch.testing.assert_close(found, expected[:, None].expand(4, 2))
+    for (actual,), expected in zip(gradients, factor.split(4), strict=True):
+        torch.testing.assert_close(actual, expected[:, None].expand(4, 2))

@@ -44,8 +44,8 @@ def test_inputs_in_any_order(order, joined, n, execution, differentiable):
 
     def forward(*given):
         chosen = [given[place] for place in order]
-        found = pooled(torch.cat(chosen)).split(n) if joined else list(map(pooled, chosen))
-        return value([found[order.index(place)] for place in range(len(order))])
+        embeddings = pooled(torch.cat(chosen)).split(n) if joined else list(map(pooled, chosen))
+        return value([embeddings[order.index(place)] for place in range(len(order))])
 
     grad_cam = EmbeddingLayerGradCam(forward, RELU, execution=execution)
     maps = grad_cam.attribute(inputs, grad_kwargs={"create_graph": differentiable})
@@ -82,15 +82,15 @@ def clips():
 
 def of_frames(first, second):
     """Joined frames of two clips: 12 rows, twice."""
-    found = pooled(torch.cat([first, second]).flatten(0, 1)).unflatten(0, (4, 3)).mean(1)
-    return value(found.split(2))
+    embeddings = pooled(torch.cat([first, second]).flatten(0, 1)).unflatten(0, (4, 3)).mean(1)
+    return value(embeddings.split(2))
 
 
 def of_windows(first, second):
     """Joined, then cut into windows: 8 rows, twice."""
     windows = torch.cat([first, second]).unflatten(3, (-1, 1)).movedim(3, 1).flatten(0, 1)
-    found = pooled(windows.expand(-1, -1, -1, 3)).unflatten(0, (4, -1)).mean(1)
-    return value(found.split(2))
+    embeddings = pooled(windows.expand(-1, -1, -1, 3)).unflatten(0, (4, -1)).mean(1)
+    return value(embeddings.split(2))
 
 
 def of_both(first, second):
@@ -103,13 +103,13 @@ def side_by_side(first, second):
 
 
 def interleaved(first, second):
-    found = pooled(torch.stack([first, second], 1).flatten(0, 1)).unflatten(0, (2, 2))
-    return value(found.unbind(1))
+    embeddings = pooled(torch.stack([first, second], 1).flatten(0, 1)).unflatten(0, (2, 2))
+    return value(embeddings.unbind(1))
 
 
 def shuffled(first, second):
-    found = pooled(torch.cat([first, second])[torch.tensor([2, 0, 3, 1])])
-    return value(found[torch.tensor([1, 3, 0, 2])].split(2))
+    embeddings = pooled(torch.cat([first, second])[torch.tensor([2, 0, 3, 1])])
+    return value(embeddings[torch.tensor([1, 3, 0, 2])].split(2))
 
 
 def some_by_themselves(first, second):

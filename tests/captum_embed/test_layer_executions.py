@@ -247,8 +247,8 @@ def test_the_parts_of_emulated_devices():
         return forward(x)
 
     with FakeTensorMode():
-        _, found = run_layer(forward, layer, (torch.ones(1),), device_ids=[0, 1])
-        assert [[len(part[0]) for part in each.shards] for each in found] == [[2, 3], [2, 3]]
+        _, executions = run_layer(forward, layer, (torch.ones(1),), device_ids=[0, 1])
+        assert [[len(part[0]) for part in each.shards] for each in executions] == [[2, 3], [2, 3]]
         with pytest.raises(LayerError, match="different number of times on each device"):
             run_layer(uneven, layer, (torch.ones(1),), device_ids=[0, 1])
 

@@ -332,8 +332,8 @@ def test_tokens_that_fit_no_grid_are_refused(settings):
 def test_tokens_lie_row_by_row(n, channels, rows, columns, prefix):
     grid = torch.rand(n, channels, rows, columns)
     tokens = torch.cat([torch.full((n, prefix, channels), 9.0), grid.flatten(2).mT], dim=1)
-    found = channels_first(tokens, "tokens", prefix_tokens=prefix, grid=(rows, columns))
-    assert torch.equal(found, grid)
+    actual = channels_first(tokens, "tokens", prefix_tokens=prefix, grid=(rows, columns))
+    assert torch.equal(actual, grid)
     assert torch.equal(channels_first(grid.permute(0, 2, 3, 1), "channels_last"), grid)
     assert channels_first(grid, "channels_first") is grid
 

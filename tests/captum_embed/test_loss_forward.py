@@ -67,9 +67,9 @@ def test_grad_cam_of_a_loss_is_its_gradient_by_hand(encoder, images, name):
         forward = LossForward(encoder, loss, explains)
         assert forward.explains == explains
         grad_cam = EmbeddingLayerGradCam(forward, encoder.layer)
-        found = grad_cam.attribute(images, additional_forward_args=LABELS)
+        actual = grad_cam.attribute(images, additional_forward_args=LABELS)
         expected = sign * gradient.mean((2, 3), keepdim=True) * encoder.layer(images)
-        torch.testing.assert_close(found, expected.sum(1, keepdim=True))
+        torch.testing.assert_close(actual, expected.sum(1, keepdim=True))
     assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
     assert all(parameter.grad is None for parameter in loss.parameters())
 
@@ -77,9 +77,9 @@ def test_grad_cam_of_a_loss_is_its_gradient_by_hand(encoder, images, name):
 def test_a_miner_chooses_the_tuples(encoder, images):
     miner, loss = miners.BatchHardMiner(), losses.TripletMarginLoss(margin=0.5)
     expected = loss(encoder(images), LABELS, miner(encoder(images), LABELS))
-    found = LossForward(encoder, loss, "loss", miner=miner)(images, LABELS)
-    torch.testing.assert_close(found, expected)
-    assert found != loss(encoder(images), LABELS)
+    actual = LossForward(encoder, loss, "loss", miner=miner)(images, LABELS)
+    torch.testing.assert_close(actual, expected)
+    assert actual != loss(encoder(images), LABELS)
 
 
 def test_half_precision_leaves_the_proxies_in_single(encoder, images):

@@ -118,8 +118,8 @@ def test_distances_of_pytorch_metric_learning_are_taken_as_they_are(encoder, nam
     loss = losses.TripletMarginLoss(0.2, distance=distance, reducer=reducers.DoNothingReducer())
     embeddings = encoder(torch.cat(images(3)))
     expected = loss(embeddings, indices_tuple=tuple(torch.arange(9).split(3)))["loss"]["losses"]
-    found = TripletForward(encoder, 0.2, distance, "loss")(*images(3))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    actual = TripletForward(encoder, 0.2, distance, "loss")(*images(3))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     many = torch.randn(3, 5, 4)
     assert TripletForward(encoder, 0.2, distance)(images(1)[0], many, many[:1]).shape == (3,)
 
@@ -131,8 +131,8 @@ def test_a_distance_may_be_any_callable(encoder):
     a, p, n = images(3)
     ea, ep, en = (encoder(x) for x in (a, p, n))
     expected = (manhattan(ea, ep) - manhattan(ea, en) + 0.2).clamp(min=0)
-    found = TripletForward(encoder, 0.2, manhattan, "loss")(a, p, n)
-    torch.testing.assert_close(found, expected)
+    actual = TripletForward(encoder, 0.2, manhattan, "loss")(a, p, n)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_the_arguments_that_are_encoded_are_named(encoder):

@@ -82,7 +82,7 @@ def test_what_works_gives_the_gradient_by_hand_and_a_bank(name):
     forward = LossForward(encoder, loss, miner=miner)
     torch.manual_seed(3)
     grad_cam = EmbeddingLayerGradCam(forward, encoder.layer)
-    found = grad_cam.grad_weights(IMAGES, additional_forward_args=LABELS)
+    actual = grad_cam.grad_weights(IMAGES, additional_forward_args=LABELS)
     assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
 
     kept = []
@@ -92,7 +92,7 @@ def test_what_works_gives_the_gradient_by_hand_and_a_bank(name):
     mined = () if miner is None else (miner(embeddings, LABELS),)
     (gradient,) = torch.autograd.grad(-loss(embeddings, LABELS, *mined).sum(), kept)
     assert gradient.abs().max() > 0
-    torch.testing.assert_close(found, gradient.mean((2, 3)))
+    torch.testing.assert_close(actual, gradient.mean((2, 3)))
 
     dataset = list(zip(IMAGES, LABELS.tolist(), strict=True))
     forward = LossForward(encoder := Encoder(), *loss_and_miner(name)[:1], miner=miner)
@@ -113,8 +113,8 @@ def test_distances_in_the_forward_functions(name):
     distance = getattr(distances, name)()
     encoder, (first, second) = Encoder(), IMAGES.split(6)
     values = distance(encoder(first), encoder(second)).diagonal()
-    found = PairForward(encoder, "distance", distance=distance, explains="loss")(first, second)
-    torch.testing.assert_close(found, -values if distance.is_inverted else values)
+    actual = PairForward(encoder, "distance", distance=distance, explains="loss")(first, second)
+    torch.testing.assert_close(actual, -values if distance.is_inverted else values)
 
 
 def test_a_memory_takes_part_and_stays_as_it_is():

@@ -52,12 +52,12 @@ def test_it_is_the_mean_cosine_to_references_less_that_to_foils(encoder):
 
 def test_each_image_may_have_references_of_its_own(encoder):
     x, references = images(3), torch.randn(3, 5, 4)
-    found = SimilarityForward(encoder, references, torch.randn(1, 4))(x)
+    actual = SimilarityForward(encoder, references, torch.randn(1, 4))(x)
     for i in range(3):
         alone = SimilarityForward(encoder, references[i])(x[i : i + 1])
         both = SimilarityForward(encoder, references)(x)[i]
         torch.testing.assert_close(both, alone[0])
-    assert found.shape == (3,)
+    assert actual.shape == (3,)
     for fewer in (references, references[:2]):
         with pytest.raises(InputError, match="one set for all images or one for each"):
             SimilarityForward(encoder, fewer)(x if fewer is not references else x[:2])

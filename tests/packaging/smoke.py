@@ -95,10 +95,10 @@ def environment(folder: Path, wheel: Path, metadata: Message) -> Path:
     links = folder / "declared"
     links.mkdir()
     for name in declared(metadata.get_all("Requires-Dist", [])):
-        found = distribution(name)
-        for top in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+        package = distribution(name)
+        for top in {file.parts[0] for file in package.files or () if file.parts[0] != ".."}:
             if not (links / top).exists() and top != "__pycache__":
-                (links / top).symlink_to(found.locate_file(top))
+                (links / top).symlink_to(package.locate_file(top))
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "declared.pth").write_text(f"{links}\n")
     run(*PIP, python, "install", "--quiet", "--no-deps", wheel)
@@ -107,17 +107,17 @@ def environment(folder: Path, wheel: Path, metadata: Message) -> Path:
 
 def declared(lines: list[str]) -> set[str]:
     """The distributions that requirements bring, and those that these bring."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting = [Requirement(line) for line in lines]
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
         context = {**default_environment(), "extra": ""}
-        if name in found or (requirement.marker and not requirement.marker.evaluate(context)):
+        if name in names or (requirement.marker and not requirement.marker.evaluate(context)):
             continue
-        found.add(name)
+        names.add(name)
         waiting += [Requirement(line) for line in requires(name) or ()]
-    return found
+    return names
 
 
 def run(*command: object, cwd: Path = ROOT) -> None:

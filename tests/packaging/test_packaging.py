@@ -17,9 +17,9 @@ PROJECT = (ROOT / "pyproject.toml").read_text()
 def readme_for_an_index() -> str:
     """The README after the substitutions of pyproject.toml, which the build applies."""
     text = (ROOT / "README.md").read_text()
-    found = re.findall(r"^pattern = '(.*)'\nreplacement = '(.*)'$", PROJECT, flags=re.M)
-    assert len(found) == 2
-    for pattern, replacement in found:
+    rules = re.findall(r"^pattern = '(.*)'\nreplacement = '(.*)'$", PROJECT, flags=re.M)
+    assert len(rules) == 2
+    for pattern, replacement in rules:
         text = re.sub(pattern, replacement.replace("$HFPR_VERSION", "1.0"), text)
     return text
 

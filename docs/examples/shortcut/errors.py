@@ -74,8 +74,8 @@ def attribute_errors(
 
     Example:
         >>> embeddings = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
-        >>> found = attribute_errors(embeddings, [1, 2, 1, 1], ["moon", "moon", "wood", "moon"])
-        >>> found.nearest, found.right_class, found.same_background
+        >>> errors = attribute_errors(embeddings, [1, 2, 1, 1], ["moon", "moon", "wood", "moon"])
+        >>> errors.nearest, errors.right_class, errors.same_background
         (array([1, 0, 3, 2]), array([False, False,  True,  True]), array([ True,  True, False, False]))
     """  # noqa: E501
     count = len(embeddings)

@@ -156,9 +156,9 @@ def _draw_numbers(panels: Sequence[Axes], results: Mapping[str, Any]) -> None:
         (panels[3], "signed", "signed map, from the\nbank: % on the object"),
         (panels[4], "pair", "likeness to the nearest:\n% on the object"),
     ):
-        found = {model: maps[name][model] for model in MODELS if model in maps[name]}
-        on_object = {model: numbers["on_object"] for model, numbers in found.items()}
-        _bars(axes, title, on_object, [numbers["by_chance"] for numbers in found.values()])
+        of_map = {model: maps[name][model] for model in MODELS if model in maps[name]}
+        on_object = {model: numbers["on_object"] for model, numbers in of_map.items()}
+        _bars(axes, title, on_object, [numbers["by_chance"] for numbers in of_map.values()])
         axes.set(xlim=(0, 55), xticks=(0, 25, 50))
         axes.set_xlabel("dotted: by chance", fontsize=7)
 

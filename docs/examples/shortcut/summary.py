@@ -28,7 +28,7 @@ def summarize_swaps(embeddings: Mapping[str, Tensor]) -> dict[str, Any]:
         dict: by model, the mean squared Euclidean distance of each exchange from the original,
         and the background's share: its mean over that of the background and the object.
     """
-    return {model: _summarize_swaps(found) for model, found in embeddings.items()}
+    return {model: _summarize_swaps(vectors) for model, vectors in embeddings.items()}
 
 
 def _summarize_swaps(embeddings: Tensor) -> dict[str, Any]:
@@ -54,10 +54,10 @@ def summarize_maps(
         maps (Mapping): by model and map, (N, 1, h, w).
         masks (np.ndarray): (N, H, W) bool.
     """
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name in MAPS:
         shares = {model: object_shares(of[name], masks) for model, of in maps.items()}
-        found[name] = {
+        figures[name] = {
             model: {
                 "on_object": bootstrap_interval(own).as_floats(),
                 "by_chance": float(chance.mean()),
@@ -66,10 +66,10 @@ def summarize_maps(
             }
             for model, (own, chance) in shares.items()
         }
-        found[name]["fixed_minus_shortcut"] = paired_difference(
+        figures[name]["fixed_minus_shortcut"] = paired_difference(
             shares["fixed"][0], shares["shortcut"][0]
         ).as_floats()
-    return found
+    return figures
 
 
 def as_tables(results: Mapping[str, Any], *, markdown: bool = False) -> str:
@@ -91,8 +91,8 @@ def _retrieval_rows(results: Mapping[str, Any]) -> list[list[str]]:
             "recall@1, unseen classes",
         ]
     ]
-    for model, found in results["retrieval"].items():
-        test, held_out = found["test"], found.get("held_out_recall_at_1")
+    for model, figures in results["retrieval"].items():
+        test, held_out = figures["test"], figures.get("held_out_recall_at_1")
         rows.append(
             [
                 MODELS[model],
@@ -101,7 +101,7 @@ def _retrieval_rows(results: Mapping[str, Any]) -> list[list[str]]:
                 str(test["errors"]),
                 str(test["errors_with_the_querys_background"]),
                 "" if test["share_by_chance"] is None else f"{test['share_by_chance']:.0%}",
-                _percent(found["unseen"]["recall_at_1"]),
+                _percent(figures["unseen"]["recall_at_1"]),
             ]
         )
     return rows
@@ -117,20 +117,20 @@ def _swap_rows(results: Mapping[str, Any]) -> list[list[str]]:
             "share of the background",
         ]
     ]
-    for model, found in results["swaps"].items():
-        moved = [_number(found[name]) for name in SWAPS[1:]]
-        rows.append([MODELS[model], *moved, _percent(found["share_of_the_background"])])
+    for model, figures in results["swaps"].items():
+        moved = [_number(figures[name]) for name in SWAPS[1:]]
+        rows.append([MODELS[model], *moved, _percent(figures["share_of_the_background"])])
     return rows
 
 
 def _map_rows(results: Mapping[str, Any]) -> list[list[str]]:
     rows = [["mass on the object", "planted", "by chance", "fixed", "by chance", "difference"]]
     for name, title in MAPS.items():
-        found = results["maps"][name]
+        figures = results["maps"][name]
         cells = [title]
         for model in ("shortcut", "fixed"):
-            cells += [_percent(found[model]["on_object"]), f"{found[model]['by_chance']:.1%}"]
-        rows.append([*cells, _percent(found["fixed_minus_shortcut"], signed=True)])
+            cells += [_percent(figures[model]["on_object"]), f"{figures[model]['by_chance']:.1%}"]
+        rows.append([*cells, _percent(figures["fixed_minus_shortcut"], signed=True)])
     return rows
 
 

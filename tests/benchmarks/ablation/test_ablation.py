@@ -50,11 +50,11 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(root, tmp_path_factory):
     images = load_cub(root).select([1, 2, 3, 4])
-    found = ActivationCache(
+    activations = ActivationCache(
         tmp_path_factory.mktemp("cache"), imagenet_network().requires_grad_(False), images.records
     )
-    found.fill(progress=False)
-    return found
+    activations.fill(progress=False)
+    return activations
 
 
 def settings_for(root, output):

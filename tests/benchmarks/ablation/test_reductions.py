@@ -52,8 +52,8 @@ def run(command: str, data: Path, *options: str) -> int:
 
 
 def chosen(folder: str = "reductions") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(folder, "reductions.json").read_text())
-    return found
+    results: dict[str, Any] = json.loads(Path(folder, "reductions.json").read_text())
+    return results
 
 
 def test_a_candidate_s_value_is_what_the_benchmark_reports_for_it(place: Path) -> None:

@@ -80,17 +80,17 @@ def analyse(results: dict[str, Any], chosen: Sequence[str] = ()) -> dict[str, An
     return failures.analyse(results, ImageTable.from_records(results["images"]), chosen)
 
 
-def counts(found: dict[str, Any]) -> dict[str, int]:
-    return {kind: of["count"] for kind, of in found["outcomes"].items() if of["count"]}
+def counts(analysed: dict[str, Any]) -> dict[str, int]:
+    return {kind: of["count"] for kind, of in analysed["outcomes"].items() if of["count"]}
 
 
 def test_every_image_of_a_method_has_one_outcome(results: dict[str, Any]) -> None:
-    found = analyse(results)["methods"]
-    assert counts(found["ours"]) == {"correct": 3, "too big": 1}
-    assert counts(found["rival"]) == {"part": 1, "aside": 1, "background": 1, "empty": 1}
-    assert counts(found["whole_image"]) == {"correct": 2, "too big": 2}
-    assert counts(found["centre_box"]) == {"correct": 2, "too big": 2}
-    assert list(found) == ["ours", "centre_box", "whole_image", "rival"], "the best first"
+    analysed = analyse(results)["methods"]
+    assert counts(analysed["ours"]) == {"correct": 3, "too big": 1}
+    assert counts(analysed["rival"]) == {"part": 1, "aside": 1, "background": 1, "empty": 1}
+    assert counts(analysed["whole_image"]) == {"correct": 2, "too big": 2}
+    assert counts(analysed["centre_box"]) == {"correct": 2, "too big": 2}
+    assert list(analysed) == ["ours", "centre_box", "whole_image", "rival"], "the best first"
 
 
 def test_shares_have_the_bootstrap_interval_of_their_images(results: dict[str, Any]) -> None:
@@ -125,9 +125,9 @@ def test_the_images_of_each_kind_of_miss_are_named(results: dict[str, Any]) -> N
 
 def test_a_method_that_took_fewer_images_is_counted_over_those(results: dict[str, Any]) -> None:
     del results["images"][0]["protocols"]["boxes"]["methods"]["rival"]
-    found = analyse(results)["methods"]["rival"]
-    assert found["num_images"] == 3
-    assert found["outcomes"]["empty"]["share"][0] == pytest.approx(1 / 3)
+    analysed = analyse(results)["methods"]["rival"]
+    assert analysed["num_images"] == 3
+    assert analysed["outcomes"]["empty"]["share"][0] == pytest.approx(1 / 3)
 
 
 def test_chosen_methods_stand_beside_the_floors(results: dict[str, Any]) -> None:

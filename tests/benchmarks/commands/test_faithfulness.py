@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from benchmarks.__main__ import main
 from benchmarks.commands.faithfulness import FaithfulnessSettings
 from benchmarks.core.settings import INTERRUPTED
+from benchmarks.protocols.mark import NETWORKS
 from benchmarks.runs import evaluation, marked
 
 NETWORK = """
@@ -100,10 +101,10 @@ def test_it_measures_mosaics_and_deletion_with_all_their_files(
     finished: tuple[Path, str],
 ) -> None:
     folder, printed = finished
-    found = results(folder)
-    assert found["command"].startswith("python -m benchmarks faithfulness ")
-    assert found["counts"]["measured"] == {"mosaic": 3, "deletion": 2}
-    tried = found["counts"]["tried"]["mosaic"]
+    result = results(folder)
+    assert result["command"].startswith("python -m benchmarks faithfulness ")
+    assert result["counts"]["measured"] == {"mosaic": 3, "deletion": 2}
+    tried = result["counts"]["tried"]["mosaic"]
     assert tried >= 3
     assert f"3 measured (mosaic, of {tried} tried)" in printed
     assert f"of {tried} tried" in (folder / "results.md").read_text()
@@ -113,7 +114,7 @@ def test_it_measures_mosaics_and_deletion_with_all_their_files(
         "deletion_spearman", "srg",
     ):  # fmt: skip
         assert key in header
-    summary = found["summary"]
+    summary = result["summary"]
     for name in ("uniform_heatmap", "layer_activation"):
         figures = summary[name]["mosaic"]["figures"]
         assert [figures[key]["value"] for key in figures] == pytest.approx([0.25] * 4)
@@ -181,8 +182,8 @@ def test_slow_methods_take_some_items_of_each_protocol(place: Path) -> None:
     assert run(methods="occlusion,layer_activation", budget="4", slow_limit="1") == 0
     summary = results()["summary"]
     for name, counts in {"occlusion": (1, 1), "layer_activation": (3, 2)}.items():
-        found = tuple(summary[name][p]["num_images"] for p in ("mosaic", "deletion"))
-        assert found == counts
+        measured = tuple(summary[name][p]["num_images"] for p in ("mosaic", "deletion"))
+        assert measured == counts
 
 
 def test_too_few_classes_are_refused_before_banks_are_built(
@@ -203,12 +204,12 @@ def test_all_columns_are_there_and_swap_is_played_by_default(place: Path) -> Non
         "mosaic_mass", "mosaic_pointing", "mosaic_foil_mass", "mosaic_foil_pointing", "swap_1",
         "swap_5", "mark_difference", "mark_auroc", "deletion_spearman", "srg",
     } <= set(header)  # fmt: skip
-    found = results()
-    count = found["counts"]["measured"]["swap"]
+    result = results()
+    count = result["counts"]["measured"]["swap"]
     assert 0 < count <= 6
-    assert found["counts"]["tried"]["swap"] >= count
+    assert result["counts"]["tried"]["swap"] >= count
     for name in METHODS.split(","):
-        numbers = found["summary"][name]["swap"]
+        numbers = result["summary"][name]["swap"]
         assert numbers["num_images"] == count
         assert 0 <= numbers["figures"]["swap_1"]["value"] <= numbers["figures"]["swap_5"]["value"]
         assert numbers["curves"]["swap"]["y"][-1] == numbers["figures"]["swap_5"]["value"]
@@ -230,11 +231,12 @@ def write_objects(place: Path) -> None:
 
 @pytest.fixture
 def retrieval(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
-    """What the check finds; these tiny networks learn little."""
-    found = {name: {"mark": 0.1, "class": 0.8} for name in ("absent", "random")}
-    found["tied"] = {"mark": 0.9, "class": 0.05}
-    monkeypatch.setattr(marked, "_retrieval", lambda *_: found)
-    return found
+    """What retrieval is said to follow; these tiny networks learn little."""
+    recall = {name: {"mark": 0.1, "class": 0.8} for name in ("absent", "random")}
+    recall["tied"] = {"mark": 0.9, "class": 0.05}
+    shares = iter([recall[name] for name in NETWORKS])
+    monkeypatch.setattr(marked, "followed", lambda *_: next(shares))
+    return recall
 
 
 def test_the_mark_is_told_by_three_networks_of_one_start(
@@ -245,14 +247,14 @@ def test_the_mark_is_told_by_three_networks_of_one_start(
     assert run(protocols="mark", methods=methods, mark_steps="2") == 0
     printed = capsys.readouterr().out
     assert "tied: by the mark 90.0%, by the class 5.0%" in printed
-    found = results()
-    assert found["mark_retrieval"] == retrieval
+    result = results()
+    assert result["mark_retrieval"] == retrieval
     assert "tied: by the mark 90.0%" in Path("run/results.md").read_text()
-    edges = found["summary"]["edge_filter"]["mark"]["figures"]
+    edges = result["summary"]["edge_filter"]["mark"]["figures"]
     assert edges["mark_difference"]["value"] == 0
     assert edges["mark_auroc"]["value"] == 0.5
     for name in methods.split(","):
-        numbers = found["summary"][name]["mark"]
+        numbers = result["summary"][name]["mark"]
         assert numbers["num_images"] == 2
         assert set(numbers["figures"]) == {
             "mark_difference", "mark_auroc", "mark_absent", "mark_tied", "mark_random",
@@ -266,7 +268,7 @@ def test_the_mark_is_told_by_three_networks_of_one_start(
     assert not torch.equal(heads[1], heads[2])
     # Trained once: the same command reads the networks and the records.
     assert run(protocols="mark", methods=methods, mark_steps="2") == 0
-    assert results()["summary"] == found["summary"]
+    assert results()["summary"] == result["summary"]
 
 
 def test_nothing_is_concluded_from_networks_that_did_not_learn(

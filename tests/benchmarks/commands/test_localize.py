@@ -165,8 +165,8 @@ def records(folder: str = "run") -> list[dict[str, Any]]:
     return sorted(map(json.loads, lines), key=lambda record: record["key"])
 
 
-def value(found: dict[str, Any], name: str, protocol: str, figure: str) -> float:
-    number: float = found["summary"][name][protocol]["figures"][figure]["value"]
+def value(result: dict[str, Any], name: str, protocol: str, figure: str) -> float:
+    number: float = result["summary"][name][protocol]["figures"][figure]["value"]
     return number
 
 
@@ -185,24 +185,24 @@ def numbers_of(folder: str) -> Any:
 def test_a_run_writes_its_table_figures_and_every_record(
     finished: str,
 ) -> None:
-    found = results()
-    assert found["schema_version"] == 4
-    assert found["settings"]["seed"] == 0
-    assert found["settings"]["methods"] == METHODS.split(",")
-    assert set(found["versions"]) >= {"python", "captum-embed", "captum", "torch", "numpy"}
-    assert found["machine"]["cores"] >= 1
-    assert found["command"].startswith("python -m benchmarks localize --data data")
-    assert found["counts"] == {
+    result = results()
+    assert result["schema_version"] == 4
+    assert result["settings"]["seed"] == 0
+    assert result["settings"]["methods"] == METHODS.split(",")
+    assert set(result["versions"]) >= {"python", "captum-embed", "captum", "torch", "numpy"}
+    assert result["machine"]["cores"] >= 1
+    assert result["command"].startswith("python -m benchmarks localize --data data")
+    assert result["counts"] == {
         "images": 8,
         "unreadable": 0,
         "measured": {"attention": 8, "boxes": 8},
         "left_out": {"attention": 0, "boxes": 0},
     }
     floors = [name for name in FLOORS if name != "edge_filter"]  # which no protocol here measures
-    assert list(found["summary"]) == [*METHODS.split(","), *floors]
-    assert (found["device"], found["workers"]) == ("cpu", 1)
+    assert list(result["summary"]) == [*METHODS.split(","), *floors]
+    assert (result["device"], result["workers"]) == ("cpu", 1)
     record = records()[0]["protocols"]["boxes"]["methods"]["saliency"]
-    assert len(record["iou"]) == len(record["best_iou"]) == len(found["thresholds"]) == 99
+    assert len(record["iou"]) == len(record["best_iou"]) == len(result["thresholds"]) == 99
     for title in map(FLOORS.get, floors):
         assert title in finished
     for name in (
@@ -218,12 +218,12 @@ def test_a_run_writes_its_table_figures_and_every_record(
 
 
 def test_the_numbers_of_the_table_follow_from_the_records(finished: str) -> None:
-    found, images = results(), records()
+    result, images = results(), records()
     boxes = [image["protocols"]["boxes"]["methods"]["saliency"] for image in images]
     right = [measures["iou"][19] >= 5000 for measures in boxes]
-    assert value(found, "saliency", "boxes", "accuracy_at_0.2") == np.mean(right)
+    assert value(result, "saliency", "boxes", "accuracy_at_0.2") == np.mean(right)
     scores = [i["protocols"]["attention"]["methods"]["saliency"]["score"] for i in images]
-    assert value(found, "saliency", "attention", "score") == pytest.approx(np.mean(scores))
+    assert value(result, "saliency", "attention", "score") == pytest.approx(np.mean(scores))
 
 
 def test_any_library_reads_what_was_measured_on_each_image(finished: str) -> None:
@@ -250,11 +250,11 @@ def test_the_csv_and_the_markdown_table_have_a_row_per_method(finished: str) -> 
         for protocol, numbers in protocols.items():
             row = by_name[name, protocol]
             assert int(row["num_images"]) == numbers["num_images"]
-            for figure, found in numbers["figures"].items():
-                assert float(row[figure]) == found["value"]
-                assert float(row[f"{figure}_low"]) == found["low"]
-                if "difference" in found:
-                    assert float(row[f"{figure}_difference_high"]) == found["difference_high"]
+            for figure, stated in numbers["figures"].items():
+                assert float(row[figure]) == stated["value"]
+                assert float(row[f"{figure}_low"]) == stated["low"]
+                if "difference" in stated:
+                    assert float(row[f"{figure}_difference_high"]) == stated["difference_high"]
     assert float(by_name["saliency", "boxes"]["max_box_acc_threshold"]) > 0
     table = Path("run/results.md").read_text().splitlines()
     assert sum(line.startswith("|") for line in table) == 2 + len(results()["summary"])
@@ -341,9 +341,9 @@ def test_several_processes_give_the_numbers_of_one(place: Path) -> None:
         run(output, methods="ours_paper,layer_grad_cam", limit="3", workers=workers)
     for name, protocols in results("one")["summary"].items():
         for protocol, numbers in protocols.items():
-            for figure, found in numbers["figures"].items():
+            for figure, stated in numbers["figures"].items():
                 theirs = value(results("two"), name, protocol, figure)
-                assert theirs == pytest.approx(found["value"], abs=1e-4)
+                assert theirs == pytest.approx(stated["value"], abs=1e-4)
 
 
 DIES = """
@@ -449,10 +449,10 @@ def test_an_unreadable_image_is_a_counted_warning(place: Path) -> None:
     Path("data/images/003.Thing/9.png").write_bytes(b"not an image")
     with pytest.warns(UserWarning, match=r"9\.png"):
         assert run() == 0
-    found = results()
-    assert found["counts"]["unreadable"] == 1
-    assert found["counts"]["measured"] == {"attention": 7, "boxes": 7}
-    assert "9.png" in found["data"]["unreadable"][0]
+    result = results()
+    assert result["counts"]["unreadable"] == 1
+    assert result["counts"]["measured"] == {"attention": 7, "boxes": 7}
+    assert "9.png" in result["data"]["unreadable"][0]
 
 
 def test_absent_images_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -505,9 +505,9 @@ def test_a_method_that_cannot_serve_the_network_is_listed_with_the_reason(
 ) -> None:
     assert run(network="tiny_networks:without_relu", methods="saliency,guided_grad_cam") == 0
     assert "not available: GuidedGradCam: the network has no nn.ReLU" in capsys.readouterr().out
-    found = results()
-    assert "guided_grad_cam" not in found["summary"]
-    (about,) = [m for m in found["methods"] if m["name"] == "guided_grad_cam"]
+    result = results()
+    assert "guided_grad_cam" not in result["summary"]
+    (about,) = [m for m in result["methods"] if m["name"] == "guided_grad_cam"]
     assert "no nn.ReLU" in about["unavailable"]
     assert "no nn.ReLU" in Path("run/results.csv").read_text()
     assert "no nn.ReLU" in Path("run/results.md").read_text()
@@ -554,9 +554,9 @@ def test_masks_and_removal_are_measured_the_same_after_an_interruption(
         "faithfulness": ("deletion", "insertion"),
     }.items():
         for figure in figures:
-            found = saliency[protocol]["figures"][figure]
-            assert found["low"] <= found["value"] <= found["high"]
-            assert found["difference_low"] <= found["difference"] <= found["difference_high"]
+            stated = saliency[protocol]["figures"][figure]
+            assert stated["low"] <= stated["value"] <= stated["high"]
+            assert stated["difference_low"] <= stated["difference"] <= stated["difference_high"]
     # The crops are prepared once, for both protocols that show them.
     assert sorted(path.name for path in Path("whole/cache").iterdir()) == ["attention", "boxes"]
     table = Path("whole/results.md").read_text()
@@ -594,13 +594,15 @@ def test_a_limited_run_takes_a_subset_with_the_tuples_of_all_images(finished: st
 def test_slow_methods_can_take_fewer_images_than_the_others(finished: str) -> None:
     options = {"methods": "layer_activation,occlusion", "protocols": "boxes", "budget": "4"}
     assert run("slow", limit="4", slow_limit="2", **options) == 0
-    found = results("slow")
+    result = results("slow")
     images = records("slow")
     assert sum("occlusion" in i["protocols"]["boxes"]["methods"] for i in images) == 2
     assert sum("layer_activation" in i["protocols"]["boxes"]["methods"] for i in images) == 4
-    counted = {n: found["summary"][n]["boxes"]["num_images"] for n in options["methods"].split(",")}
+    counted = {
+        n: result["summary"][n]["boxes"]["num_images"] for n in options["methods"].split(",")
+    }
     assert counted == {"layer_activation": 4, "occlusion": 2}
-    command = found["command"]
+    command = result["command"]
     assert "--slow-limit 2" in command
 
 
@@ -649,15 +651,15 @@ def test_a_smaller_sample_is_part_of_a_larger_one(place: Path) -> None:
 def test_peak_memory_is_measured_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"methods": "layer_activation,saliency", "protocols": "boxes", "limit": "2"}
     assert run("m", memory=True, **options) == 0
-    found = results("m")
-    boxes = {n: p["boxes"] for n, p in found["summary"].items() if "boxes" in p}
+    result = results("m")
+    boxes = {n: p["boxes"] for n, p in result["summary"].items() if "boxes" in p}
     peaks = {name: numbers["peak_memory_bytes"] for name, numbers in boxes.items()}
-    assert peaks["layer_activation"] == found["memory"]["methods"]["layer_activation"]
-    assert peaks["saliency"] > found["memory"]["forward"] > 0
+    assert peaks["layer_activation"] == result["memory"]["methods"]["layer_activation"]
+    assert peaks["saliency"] > result["memory"]["forward"] > 0
     assert peaks["centre_box"] is None
     monkeypatch.setattr(memory, "peak_bytes", lambda *_: pytest.fail("again"))
     assert run("m", memory=True, **options) == 0
-    assert results("m")["memory"] == found["memory"]
+    assert results("m")["memory"] == result["memory"]
 
 
 def test_one_protocol_alone_is_enough(place: Path) -> None:
@@ -697,10 +699,10 @@ def test_a_torchvision_network_is_compared_offline_on_the_zero_shot_split(place:
         )
         == 0
     )
-    found = results()
-    assert found["settings"]["embedding_dim"] == 6
-    assert (found["data"]["train"]["classes"], found["data"]["test"]["classes"]) == ("1-2", "3-4")
-    assert not [m for m in found["methods"] if m.get("unavailable")]
+    result = results()
+    assert result["settings"]["embedding_dim"] == 6
+    assert (result["data"]["train"]["classes"], result["data"]["test"]["classes"]) == ("1-2", "3-4")
+    assert not [m for m in result["methods"] if m.get("unavailable")]
 
 
 class Halves(EvaluationProtocol):
@@ -755,11 +757,11 @@ def test_a_new_protocol_of_several_questions_runs_with_all_its_files(
     monkeypatch.setattr(evaluation.Bench, "heatmap", heatmap)
     methods = "layer_grad_cam,layer_activation"
     assert run(methods=methods, protocols="boxes,halves", limit="2", figures=True) == 0
-    found = results()
-    assert found["counts"]["measured"] == {"boxes": 2, "halves": 1}
-    assert value(found, "uniform_heatmap", "halves", "half_mass") == pytest.approx(0.5)
+    result = results()
+    assert result["counts"]["measured"] == {"boxes": 2, "halves": 1}
+    assert value(result, "uniform_heatmap", "halves", "half_mass") == pytest.approx(0.5)
     # A map of activations answers both questions alike, with all of its mass in both halves.
-    assert value(found, "layer_activation", "halves", "half_mass") == pytest.approx(0.5)
+    assert value(result, "layer_activation", "halves", "half_mass") == pytest.approx(0.5)
     questions = [q.references for name, q in asked if name == "layer_grad_cam" and q.asked]
     assert len(questions) == 2
     assert torch.equal(questions[0][0], questions[1][1])

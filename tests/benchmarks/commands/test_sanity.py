@@ -110,20 +110,20 @@ def results(folder: Path | str = "run") -> dict[str, Any]:
 
 
 def test_every_method_is_compared_at_every_stage(checked: Checked) -> None:
-    found = results(checked.folder)
-    assert list(found["stages"]) == ["head", "last block", "all"]
-    assert list(found["summary"]) == METHODS.split(",")
-    assert found["num_images"] == 3
-    assert found["data"]["train"]["images"] == 4
-    for name, stages in found["summary"].items():
+    result = results(checked.folder)
+    assert list(result["stages"]) == ["head", "last block", "all"]
+    assert list(result["summary"]) == METHODS.split(",")
+    assert result["num_images"] == 3
+    assert result["data"]["train"]["images"] == 4
+    for name, stages in result["summary"].items():
         for stage, figures in stages.items():
             for figure in sanity.FIGURES:
-                values = [image["methods"][name][stage][figure] for image in found["images"]]
+                values = [image["methods"][name][stage][figure] for image in result["images"]]
                 mean, low, high = figures[figure]
                 assert mean == pytest.approx(np.mean(values))
                 assert low <= mean <= high
     # A map of activations does not see the head, which is above them, and sees the others.
-    activation = found["summary"]["layer_activation"]
+    activation = result["summary"]["layer_activation"]
     assert activation["head"]["rank_correlation"] == pytest.approx([1, 1, 1])
     assert activation["head"]["ssim"] == pytest.approx([1, 1, 1])
     assert activation["all"]["rank_correlation"][0] < 0.99
@@ -131,25 +131,25 @@ def test_every_method_is_compared_at_every_stage(checked: Checked) -> None:
     assert activation["all"]["emprt"][0] != 0
     header, row = (checked.folder / "sanity.md").read_text().splitlines()[2:5:2]
     at = [cell.strip() for cell in header.split("|")].index("eMPRT")
-    rise = found["summary"]["ours_paper"]["all"]["emprt"][0]
+    rise = result["summary"]["ours_paper"]["all"]["emprt"][0]
     assert row.split("|")[at].strip().startswith(f"{rise:.2f} [")
     # Ours does, through the bank that was built anew.
-    assert found["summary"]["ours_paper"]["head"]["rank_correlation"][0] < 0.999
+    assert result["summary"]["ours_paper"]["head"]["rank_correlation"][0] < 0.999
     assert "| Re-initialised" not in checked.printed
     for name in ("sanity.md", "sanity.png", "sanity.svg"):
         assert (checked.folder / name).stat().st_size > 500
 
 
 def test_the_floor_is_the_map_of_another_image(checked: Checked) -> None:
-    found = results(checked.folder)
-    assert found["floor"] == sanity.FLOOR
-    assert set(found["summary"]["layer_activation"]) == {*found["stages"], sanity.FLOOR}
+    result = results(checked.folder)
+    assert result["floor"] == sanity.FLOOR
+    assert set(result["summary"]["layer_activation"]) == {*result["stages"], sanity.FLOOR}
     keys = checked.explained["layer_activation"]
-    maps_per_image = len(found["stages"]) + 2
+    maps_per_image = len(result["stages"]) + 2
     images, others = keys[::maps_per_image], keys[maps_per_image - 1 :: maps_per_image]
     assert len(set(images)) == len(set(others)) == 3
     assert all(image != other for image, other in zip(images, others, strict=True))
-    floor = found["summary"]["layer_activation"][sanity.FLOOR]["rank_correlation"]
+    floor = result["summary"]["layer_activation"][sanity.FLOOR]["rank_correlation"]
     assert floor[0] < 0.99
     assert "another image" in (checked.folder / "sanity.md").read_text()
 
@@ -194,6 +194,6 @@ def test_the_absolute_map_is_compared_at_the_size_of_the_crop(place: Path) -> No
         def query(self, key: str, image: torch.Tensor, question: Any) -> None:
             return None
 
-    found = sanity.maps_of(Bench(), "m", "a.png", torch.zeros(3, 1, 4))  # type: ignore[arg-type]
-    np.testing.assert_allclose(found.magnitude, [[2, 1.75, 1.25, 1]])
-    np.testing.assert_allclose(found.signed, [[-2, -1.25, 0.25, 1]])
+    maps = sanity.maps_of(Bench(), "m", "a.png", torch.zeros(3, 1, 4))  # type: ignore[arg-type]
+    np.testing.assert_allclose(maps.magnitude, [[2, 1.75, 1.25, 1]])
+    np.testing.assert_allclose(maps.signed, [[-2, -1.25, 0.25, 1]])

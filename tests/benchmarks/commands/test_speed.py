@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from benchmarks.__main__ import main
 from benchmarks.speed import banks, peers, scale
 from benchmarks.speed.comparison import Scene, as_markdown, compared
 from benchmarks.speed.measure import PARTS
-from captum_embed import EmbeddingLayerGradCam, SimilarityForward
 
 
 def test_the_table_holds_every_ratio_and_its_command(tmp_path, capsys):
@@ -89,30 +86,31 @@ def test_what_is_not_installed_has_a_row_that_says_how(
 
 
 @pytest.mark.parametrize(
-    ("package", "run"),
+    ("package", "named"),
     [
-        ("captum", peers._captum),
-        ("torchcam", peers._torchcam),
-        ("pytorch_grad_cam", peers._pytorch_grad_cam),
+        ("captum", "Captum's"),
+        ("torchcam", "TorchCAM's"),
+        ("pytorch_grad_cam", "pytorch-grad-cam's"),
     ],
 )
-def test_peers_are_asked_the_same_question(
-    scene: Scene, package: str, run: Callable[..., Any]
-) -> None:
+def test_peers_are_asked_the_same_question(scene: Scene, package: str, named: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    image, reference = scene.images[:1], torch.randn(512)
-    encoder, layer = peers._network(scene)
-    forward = SimilarityForward(encoder, references=reference[None])
-    ours = EmbeddingLayerGradCam(forward, layer).attribute(image, relu_attributions=True)[0, 0]
-    theirs = run(*peers._network(scene), image, reference)()
+    (pair,) = (
+        one
+        for one in peers.peers(scene)
+        if (one.what, one.against) == ("Grad-CAM of a similarity", named)
+    )
+    assert pair.ours is not None
+    assert pair.theirs is not None
+    ours, theirs = pair.ours().clamp(min=0), pair.theirs()
     while not hasattr(theirs, "shape"):
         theirs = theirs[0]
     shown = torch.as_tensor(theirs).detach()
     shown = shown.reshape(1, 1, *shown.shape[-2:]).clamp(min=0)
-    if shown.shape[-2:] != ours.shape:
+    if shown.shape != ours.shape:
         # It resizes its maps to the image.
-        ours = F.interpolate(ours[None, None], shown.shape[-2:], mode="bilinear")[0, 0]
+        ours = F.interpolate(ours, shown.shape[-2:], mode="bilinear")
     both = torch.stack([shown.flatten(), ours.flatten()])
     assert torch.corrcoef(both)[0, 1] > 0.99
 

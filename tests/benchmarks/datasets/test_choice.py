@@ -213,16 +213,16 @@ def test_classes_are_chosen_by_name(tmp_path: Path, numbered: bool) -> None:
             Image.new("RGB", (9 + number, 9)).save(tmp_path / f"{number}.png")
             lines.append(f"{number}.png,{name},1,1,5,5")
         (tmp_path / "boxes.csv").write_text("\n".join(lines))
-    found = choose(
+    choice = choose(
         tmp_path,
         tmp_path,
         train_classes=class_choice("owl"),
         test_classes=class_choice("house wren, 2.jay" if numbered else "house wren,jay"),
     )
-    assert {record.class_name for record in found.train.records} in ({"owl"}, {"1.owl"})
-    assert len(found.train) == 2
-    assert len(found.test) == 4
-    assert str(found.test_classes) == ("2-3" if numbered else "1,3")
+    assert {record.class_name for record in choice.train.records} in ({"owl"}, {"1.owl"})
+    assert len(choice.train) == 2
+    assert len(choice.test) == 4
+    assert str(choice.test_classes) == ("2-3" if numbered else "1,3")
     for wrong, why in (("jay", "several classes have"), ("Owl", "no class with images has")):
         if not numbered and wrong == "jay":
             continue

@@ -105,8 +105,8 @@ def test_mask_is_where_the_object_is_seen(seed: int, monkeypatch: pytest.MonkeyP
     def leave(pixels: np.ndarray, rng: np.random.Generator, brightness: object) -> np.ndarray:
         return pixels
 
-    monkeypatch.setattr(composition, "_scale_light", leave)
-    monkeypatch.setattr(composition, "_light_gradient", lambda width, height, rng: 1.0)
+    monkeypatch.setattr(composition, "scale_light", leave)
+    monkeypatch.setattr(composition, "light_gradient", lambda width, height, rng: 1.0)
     white = Image.new("RGBA", (160, 120), (255, 255, 255, 255))
     object_class = ObjectClass("White", "", lambda: [white])
     result = compose(object_class, [white], BlackTextures(), np.random.default_rng(seed))
@@ -181,10 +181,11 @@ def test_global_random_state_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("two_classes")
-def test_complete_set_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_set_is_not_written_again(tmp_path: Path) -> None:
     root = write_embedded(tmp_path / "set", images_per_class=2, progress=False)
-    monkeypatch.setattr(embedded, "_write_all", lambda *_: pytest.fail("written again"))
+    written = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert write_embedded(root, images_per_class=2, progress=False) == root
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == written
 
 
 @pytest.mark.usefixtures("two_classes")

@@ -24,13 +24,13 @@ def subject() -> Subject:
 def test_they_explain_the_match_foils_included(name: str, subject: Subject) -> None:
     references: tuple[Tensor, ...] = tuple(F.normalize(torch.randn(2, 1, 3, 16), dim=-1))
     query = Query(torch.randn(1, 3, 64, 64), references)
-    found = METHODS[name].build(subject)(query)
+    actual = METHODS[name].build(subject)(query)
     expected = CLASSES[name](subject.forward).attribute(query.image, references)
-    assert found.shape == (1, 1, 4, 4)
-    torch.testing.assert_close(found, expected)
+    assert actual.shape == (1, 1, 4, 4)
+    torch.testing.assert_close(actual, expected)
     mean = references[0].mean(1) - references[1].mean(1)
     alone = CLASSES[name](lambda x: subject.network(x) @ mean[0], *blocks(name, subject))
-    torch.testing.assert_close(found, alone.attribute(query.image))
+    torch.testing.assert_close(actual, alone.attribute(query.image))
 
 
 def blocks(name: str, subject: Subject) -> list[list[nn.Module]]:

@@ -24,11 +24,11 @@ def test_the_rule_for_the_l2_norm_sums_to_the_change(
     inputs[rows:] *= scale
     multipliers = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     outputs = F.normalize(inputs, dim=1)
-    found = unit_length_rule(
+    actual = unit_length_rule(
         nn.Identity(), inputs, outputs, torch.empty(0), torch.cat([multipliers] * 2)
     )
     change = (multipliers * (outputs[:rows] - outputs[rows:])).sum(1)
-    total = (found[:rows] * (inputs[:rows] - inputs[rows:])).sum(1)
+    total = (actual[:rows] * (inputs[:rows] - inputs[rows:])).sum(1)
     torch.testing.assert_close(total, change)
 
 
@@ -41,12 +41,12 @@ def test_the_rule_for_the_l2_norm_stands_vectors_of_length_zero(zero: str) -> No
     if zero != "baseline":
         inputs[0] = 0
     outputs = F.normalize(inputs, dim=1)
-    found = unit_length_rule(
+    actual = unit_length_rule(
         nn.Identity(), inputs, outputs, torch.empty(0), torch.cat([multipliers] * 2)
     )
     change = (multipliers * (outputs[:3] - outputs[3:])).sum(1)
-    assert torch.isfinite(found[1:]).all()
-    torch.testing.assert_close((found[:3] * (inputs[:3] - inputs[3:])).sum(1), change)
+    assert torch.isfinite(actual[1:]).all()
+    torch.testing.assert_close((actual[:3] * (inputs[:3] - inputs[3:])).sum(1), change)
 
 
 def test_the_rule_for_the_l2_norm_is_its_gradient_where_nothing_changes() -> None:
@@ -55,10 +55,10 @@ def test_the_rule_for_the_l2_norm_is_its_gradient_where_nothing_changes() -> Non
     outputs = F.normalize(vectors, dim=1)
     (gradient,) = torch.autograd.grad((outputs * multipliers).sum(), vectors)
     twice = torch.cat([vectors.detach()] * 2)
-    found = unit_length_rule(
+    actual = unit_length_rule(
         nn.Identity(), twice, F.normalize(twice, dim=1), twice, torch.cat([multipliers] * 2)
     )
-    torch.testing.assert_close(found[:3], gradient)
+    torch.testing.assert_close(actual[:3], gradient)
 
 
 @settings(max_examples=40, deadline=None)
@@ -76,11 +76,11 @@ def test_the_rule_for_max_pooling_sums_to_the_change_where_windows_overlap(
     inputs = inputs.relu()
     outputs = pool(inputs)
     arriving = torch.randn(2, *outputs.shape[1:], generator=generator, dtype=torch.float64)
-    found = max_pool_rule(
+    actual = max_pool_rule(
         pool, inputs, outputs, torch.zeros_like(inputs), torch.cat([arriving] * 2)
     )
     change = (arriving * (outputs[:2] - outputs[2:])).sum((1, 2, 3))
-    total = (found[:2] * (inputs[:2] - inputs[2:])).sum((1, 2, 3))
+    total = (actual[:2] * (inputs[:2] - inputs[2:])).sum((1, 2, 3))
     torch.testing.assert_close(total, change)
 
 

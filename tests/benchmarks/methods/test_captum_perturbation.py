@@ -208,9 +208,9 @@ def test_superpixels_are_two_or_more_and_no_more_than_allowed(
     image = torch.randn(1, 3, height, width, generator=generator)
     parts = superpixels(image, most)
     assert parts.shape == (1, 1, height, width)
-    found = parts.unique()
-    assert 2 <= len(found) <= most
-    assert found.tolist() == list(range(len(found)))
+    numbers = parts.unique()
+    assert 2 <= len(numbers) <= most
+    assert numbers.tolist() == list(range(len(numbers)))
 
 
 def test_superpixels_follow_the_colours() -> None:

@@ -163,9 +163,9 @@ def test_a_permuted_control_weighs_the_same_channels_otherwise(
         order = torch.randperm(CHANNELS)
     weights = subject.needed_bank().weights.mean(0, keepdim=True)[:, order]
     expected = EXPLAIN.map_func(weights, subject.network.features(query.image))
-    found = explain("control_explain_permuted", subject, query)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
-    assert not torch.allclose(found, explain("ours_explain_transfer", subject, query))
+    actual = explain("control_explain_permuted", subject, query)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(actual, explain("ours_explain_transfer", subject, query))
 
 
 def test_saliency_adds_the_colours_magnitudes(subject: Subject, query: Query) -> None:

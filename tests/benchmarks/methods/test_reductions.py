@@ -38,12 +38,12 @@ def test_channels_become_one_with_or_without_their_signs() -> None:
 def test_smoothing_is_a_gaussian_whose_deviation_is_a_share_of_the_shorter_side() -> None:
     spot = torch.zeros(1, 1, 20, 30)
     spot[0, 0, 10, 15] = 1
-    found = Reduction("signed", sigma=0.1)(spot)[0, 0].numpy()
+    actual = Reduction("signed", sigma=0.1)(spot)[0, 0].numpy()
     reach = np.arange(-8, 9)
     gauss = np.exp(-(reach**2) / (2 * 2.0**2))
     gauss /= gauss.sum()
     expected = convolve2d(spot[0, 0].numpy(), np.outer(gauss, gauss), mode="same")
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_what_is_no_attribution_of_one_image_is_refused() -> None:

@@ -29,15 +29,15 @@ def test_the_decomposition_is_of_the_mean_similarity_to_the_positives(
     unnormalized = network.unnormalized(network.features(tiny_query.image))
     positives = tiny_query.references[0][0]
     expected = weighed(tiny_subject, tiny_query, positives.mean(0)) / unnormalized.norm()
-    found = explain("activation_decomposition", tiny_subject, tiny_query)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    actual = explain("activation_decomposition", tiny_subject, tiny_query)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
     similarity = (network(tiny_query.image) * positives).sum(1).mean()
-    torch.testing.assert_close(found.sum(), similarity, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual.sum(), similarity, rtol=1e-4, atol=1e-5)
 
 
 def test_the_decomposition_of_itself_sums_to_one(tiny_subject: Subject, tiny_query: Query) -> None:
-    found = explain("activation_decomposition_self", tiny_subject, tiny_query)
-    assert found.sum().item() == pytest.approx(1, abs=1e-4)
+    actual = explain("activation_decomposition_self", tiny_subject, tiny_query)
+    assert actual.sum().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_a_mean_proxy_is_that_of_the_nearest_class(
@@ -48,9 +48,9 @@ def test_a_mean_proxy_is_that_of_the_nearest_class(
     means = torch.stack([bank.embeddings[bank.labels == c].mean(0) for c in bank.labels.unique()])
     proxies = means / means.norm(dim=1, keepdim=True)
     nearest = (proxies @ tiny_subject.network(tiny_query.image)[0]).argmax()
-    found = explain("embedding_cam_mean", tiny_subject, tiny_query)
+    actual = explain("embedding_cam_mean", tiny_subject, tiny_query)
     expected = weighed(tiny_subject, tiny_query, proxies[nearest])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_single_point_proxy_is_the_nearest_training_image(
@@ -58,15 +58,15 @@ def test_a_single_point_proxy_is_the_nearest_training_image(
 ) -> None:
     bank = tiny_subject.needed_bank()
     _, nearest = bank.search(tiny_subject.network(tiny_query.image))
-    found = explain("embedding_cam_point", tiny_subject, tiny_query)
+    actual = explain("embedding_cam_point", tiny_subject, tiny_query)
     expected = weighed(tiny_subject, tiny_query, bank.embeddings[nearest[0, 0]])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_similarity_grad_cam_bypasses_the_l2_norm(tiny_subject: Subject, tiny_query: Query) -> None:
     expected = weighed(tiny_subject, tiny_query, tiny_query.references[0][0].mean(0))
-    found = explain("similarity_grad_cam", tiny_subject, tiny_query)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    actual = explain("similarity_grad_cam", tiny_subject, tiny_query)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_layer_cam_explains_the_match(tiny_subject: Subject, tiny_query: Query) -> None:
@@ -76,14 +76,14 @@ def test_layer_cam_explains_the_match(tiny_subject: Subject, tiny_query: Query) 
     match = (embedding * (references.mean(1) - foils.mean(1))).sum()
     (gradient,) = torch.autograd.grad(match, activation)
     expected = (gradient.relu() * activation).sum(1, keepdim=True)
-    found = explain("embedding_layer_cam", tiny_subject, tiny_query)
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-6)
+    actual = explain("embedding_layer_cam", tiny_subject, tiny_query)
+    torch.testing.assert_close(actual, expected.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_eigen_cam_needs_neither_bank_nor_tuples(tiny_subject: Subject, tiny_query: Query) -> None:
     alone = Query(tiny_query.image)
-    found = explain("eigen_cam", replace(tiny_subject, bank=None), alone)
-    assert torch.equal(found, explain("eigen_cam", tiny_subject, tiny_query))
+    actual = explain("eigen_cam", replace(tiny_subject, bank=None), alone)
+    assert torch.equal(actual, explain("eigen_cam", tiny_subject, tiny_query))
 
 
 def test_rivals_of_a_bank_are_unavailable_without_one_or_without_its_labels(

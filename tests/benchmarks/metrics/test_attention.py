@@ -28,8 +28,8 @@ def test_score_is_that_of_counting_subpixels(case):
     heatmap, (x0, y0, x1, y1) = case
     fine = np.kron(heatmap, np.ones((FINE, FINE)))
     expected = fine[y0:y1, x0:x1].sum() / fine.sum() if fine.any() else 0.0
-    found = attention_score(heatmap, np.array((x0, y0, x1, y1)) / FINE)
-    assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    actual = attention_score(heatmap, np.array((x0, y0, x1, y1)) / FINE)
+    assert actual == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @given(heatmaps_and_boxes())

@@ -19,11 +19,11 @@ def resample_in_loops(values, statistic, num_resamples, seed):
 @pytest.mark.parametrize("statistic", [lambda m: m, lambda m: m.reshape(len(m), -1).max(axis=1)])
 def test_interval_is_that_of_resampling_images_in_a_loop(shape, statistic):
     values = np.random.default_rng(3).random(shape)
-    found = bootstrap_interval(values, statistic, num_resamples=200, seed=5)
+    interval = bootstrap_interval(values, statistic, num_resamples=200, seed=5)
     resampled = resample_in_loops(values, statistic, 200, seed=5)
-    np.testing.assert_allclose(found.estimate, statistic(values.mean(axis=0)[None])[0])
-    np.testing.assert_allclose(found.low, np.percentile(resampled, 2.5, axis=0))
-    np.testing.assert_allclose(found.high, np.percentile(resampled, 97.5, axis=0))
+    np.testing.assert_allclose(interval.estimate, statistic(values.mean(axis=0)[None])[0])
+    np.testing.assert_allclose(interval.low, np.percentile(resampled, 2.5, axis=0))
+    np.testing.assert_allclose(interval.high, np.percentile(resampled, 97.5, axis=0))
 
 
 def test_interval_agrees_with_scipys_percentile_bootstrap():
@@ -41,8 +41,8 @@ def test_95_percent_intervals_hold_the_truth_about_95_times_in_100():
     generator = np.random.default_rng(0)
     held = 0
     for seed in range(300):
-        found = bootstrap_interval(generator.random(100) < 0.7, num_resamples=500, seed=seed)
-        held += bool(found.low <= 0.7 <= found.high)
+        interval = bootstrap_interval(generator.random(100) < 0.7, num_resamples=500, seed=seed)
+        held += bool(interval.low <= 0.7 <= interval.high)
     assert 0.91 <= held / 300 <= 0.98
 
 
@@ -75,10 +75,10 @@ def test_pxap_is_resampled_by_its_histograms():
     generator = np.random.default_rng(0)
     masks = generator.random((8, 6, 6)) < 0.4
     histograms = [pixel_histograms(generator.random((6, 6)) + m, m, num_bins=20) for m in masks]
-    found = bootstrap_interval(histograms, pxap, num_resamples=100)
-    assert found.estimate == pytest.approx(float(pxap(np.sum(histograms, axis=0))))
+    interval = bootstrap_interval(histograms, pxap, num_resamples=100)
+    assert interval.estimate == pytest.approx(float(pxap(np.sum(histograms, axis=0))))
     resampled = resample_in_loops(histograms, pxap, 100, seed=0)
-    assert found.low == pytest.approx(np.percentile(resampled, 2.5))
+    assert interval.low == pytest.approx(np.percentile(resampled, 2.5))
 
 
 def test_paired_difference_resamples_both_methods_together():

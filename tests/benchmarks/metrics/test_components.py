@@ -24,9 +24,11 @@ def test_module_imports_where_no_compiled_code_can_be_kept(tmp_path, monkeypatch
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    (tmp_path / "plain.py").write_text("def plain():\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RuntimeError, match="cannot cache"):
-        numba.njit(cache=True)(import_copy(tmp_path)._find.py_func)
-    assert type(import_copy(tmp_path)._find._cache).__name__ == "NullCache"
+        numba.njit(cache=True)(importlib.import_module("plain").plain)
+    assert import_copy(tmp_path).sweep_components
 
 
 def test_missing_numba_names_the_extra(tmp_path, monkeypatch):

@@ -44,8 +44,8 @@ def test_a_large_box_around_a_tiny_object_is_too_big_and_not_background() -> Non
 
 
 def test_a_recorded_overlap_decides_on_what_is_correct() -> None:
-    found = outcomes([OBJECT, OBJECT, (25, 25, 30, 30)], [OBJECT] * 3, [0.5, 0.4999, 0.02])
-    assert [OUTCOMES[index] for index in found] == ["correct", "part", "part"]
+    kinds = outcomes([OBJECT, OBJECT, (25, 25, 30, 30)], [OBJECT] * 3, [0.5, 0.4999, 0.02])
+    assert [OUTCOMES[index] for index in kinds] == ["correct", "part", "part"]
 
 
 def boxes(smallest: int) -> st.SearchStrategy[Box]:
@@ -86,8 +86,8 @@ def definitions(predicted: Box, truth: Box) -> dict[str, bool]:
 def test_each_image_has_the_one_outcome_that_counting_pixels_gives(
     pairs: list[tuple[Box, Box]],
 ) -> None:
-    found = outcomes(*zip(*pairs, strict=True))
-    for index, (predicted, truth) in zip(found, pairs, strict=True):
+    kinds = outcomes(*zip(*pairs, strict=True))
+    for index, (predicted, truth) in zip(kinds, pairs, strict=True):
         holding = [name for name, holds in definitions(predicted, truth).items() if holds]
         assert holding == [OUTCOMES[index]]
 
@@ -104,11 +104,11 @@ def test_each_image_has_the_one_outcome_that_counting_pixels_gives(
 def test_outcomes_of_any_boxes_agree_with_their_overlap(predicted: list[Box]) -> None:
     truth = np.array([OBJECT] * len(predicted))
     overlap = iou(np.array(predicted), truth)
-    found = np.array(OUTCOMES)[outcomes(predicted, truth)]
-    np.testing.assert_array_equal(found == "correct", overlap >= 0.5)
-    assert (overlap[found == "background"] < 0.1).all()
-    assert (overlap[found == "empty"] == 0).all()
-    assert (overlap[np.isin(found, ("part", "too big", "aside"))] > 0).all()
+    kinds = np.array(OUTCOMES)[outcomes(predicted, truth)]
+    np.testing.assert_array_equal(kinds == "correct", overlap >= 0.5)
+    assert (overlap[kinds == "background"] < 0.1).all()
+    assert (overlap[kinds == "empty"] == 0).all()
+    assert (overlap[np.isin(kinds, ("part", "too big", "aside"))] > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from captum_embed.errors import InputError
 def one_by_one(values: NDArray[np.float64], region: NDArray[np.bool_], share: float) -> set[int]:
     """Pixels of the region taken while no more than the share of the others is; no ties."""
     most = round(share * int((~region).sum()))
-    found, outside = set(), 0
+    pixels, outside = set(), 0
     for pixel in sorted(range(values.size), key=lambda index: -values.ravel()[index]):
         if region.ravel()[pixel]:
             if outside <= most:
-                found.add(pixel)
+                pixels.add(pixel)
         else:
             outside += 1
-    return found
+    return pixels
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1))

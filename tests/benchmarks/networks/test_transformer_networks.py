@@ -98,9 +98,9 @@ def test_the_layer_has_channels_first_and_captum_explains_it(name: str) -> None:
     expected[:, 0].sum().backward()
     gradient, activation = map(to_channels_first, (kept[0].grad, kept[0].detach()))
     by_hand = torch.einsum("nc,nchw->nhw", gradient.mean((2, 3)), activation)[:, None]
-    found = LayerGradCam(network, find_layer(network, "features")).attribute(images(), 0)
+    actual = LayerGradCam(network, find_layer(network, "features")).attribute(images(), 0)
     assert by_hand.abs().max() > 0
-    torch.testing.assert_close(found, by_hand)
+    torch.testing.assert_close(actual, by_hand)
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -229,10 +229,10 @@ def test_a_run_from_the_command_line(
     for command, protocol in runs.items():
         with pytest.warns(UserWarning, match="no map by Eigen-CAM: not of this image"):
             assert main([command, *words, command, "--protocols", protocol]) == 0
-        found = json.loads(Path(command, "results.json").read_text())
-        missing = {each["name"] for each in found["methods"] if each["unavailable"]}
+        results = json.loads(Path(command, "results.json").read_text())
+        missing = {each["name"] for each in results["methods"] if each["unavailable"]}
         assert missing == UNAVAILABLE[name]
         for method in set(METHODS) - missing:
-            assert found["summary"][method][protocol]["num_images"] == 1
+            assert results["summary"][method][protocol]["num_images"] == 1
             refused = method == "eigen_cam"
-            assert found["summary"][method][protocol]["num_not_finite"] == refused
+            assert results["summary"][method][protocol]["num_not_finite"] == refused

@@ -74,8 +74,8 @@ def test_figures_agree_with_scipy() -> None:
         for which, one in enumerate(maps)
         for n in GRIDS
     ]
-    found = DELETION.measure(list(maps), frame, towards_white)
-    assert found["deletion_spearman"] == pytest.approx(np.mean(expected))
+    measured = DELETION.measure(list(maps), frame, towards_white)
+    assert measured["deletion_spearman"] == pytest.approx(np.mean(expected))
 
 
 def test_drops_are_computed_once_for_all_methods() -> None:

@@ -44,11 +44,11 @@ def frame_of(box: tuple[float, float, float, float]) -> Frame:
 
 
 def figures(measured: list[dict[str, Any]]) -> dict[str, float]:
-    found = {}
+    numbers = {}
     for figure in MARK.figures:
         values = figure.values(measured)
-        found[figure.key] = float(draw(values, figure.aggregate, num_resamples=1).estimate)
-    return found
+        numbers[figure.key] = float(draw(values, figure.aggregate, num_resamples=1).estimate)
+    return numbers
 
 
 def test_a_map_of_what_each_network_rests_on_is_right_and_one_of_neither_is_not() -> None:
@@ -70,8 +70,8 @@ def test_an_edge_filter_and_a_uniform_map_score_nothing() -> None:
     frames = [frame_of((x, 10, x + SIDE, 10 + SIDE)) for x in (0, 40, 120)]
     floors = [MARK.floors(frame) for frame in frames]
     for name in ("edge_filter", "uniform_heatmap", "centre_box"):
-        found = figures([floor[name] for floor in floors])
-        assert (found["mark_difference"], found["mark_auroc"]) == (0, 0.5)
+        numbers = figures([floor[name] for floor in floors])
+        assert (numbers["mark_difference"], numbers["mark_auroc"]) == (0, 0.5)
     uniform = floors[0]["uniform_heatmap"]["mark_tied"]
     assert uniform == pytest.approx((SIDE / CROP) ** 2)
 

@@ -114,8 +114,8 @@ def test_items_come_from_the_seed_and_fewer_are_the_first_of_more(
     records: list[ImageRecord],
 ) -> None:
     def names(**options: int) -> list[tuple[str, ...]]:
-        found = items_of(records, **options)
-        return [(i.key, *(r.key for r in (*i.cells, *i.references))) for i in found]
+        items = items_of(records, **options)
+        return [(i.key, *(r.key for r in (*i.cells, *i.references))) for i in items]
 
     five = names(num_mosaics=5)
     assert names(num_mosaics=5) == five

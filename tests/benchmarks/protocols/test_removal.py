@@ -60,9 +60,9 @@ def test_curves_agree_with_one_image_at_a_time() -> None:
         for row, column in np.argwhere(mask):
             changed[:, row, column] = plain[:, row, column]
             kept[:, row, column] = image[:, row, column]
-        for one, found in ((changed, deleted), (kept, inserted)):
+        for one, actual in ((changed, deleted), (kept, inserted)):
             expected = torch.cosine_similarity(one.flatten() @ weights, whole, dim=0)
-            assert found == pytest.approx(float(expected), abs=1e-4), share
+            assert actual == pytest.approx(float(expected), abs=1e-4), share
 
 
 def test_a_map_of_what_the_network_sees_beats_its_opposite_and_chance() -> None:

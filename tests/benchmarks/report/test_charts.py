@@ -22,18 +22,18 @@ from benchmarks.report.looks import looks_of_run
 
 def expressions(spec: Any) -> list[str]:
     """All text of a specification that Vega evaluates."""
-    found: list[str] = []
+    texts: list[str] = []
     if isinstance(spec, dict):
         for key, value in spec.items():
             evaluated = key in ("expr", "test", "filter", "calculate", "labelExpr", "signal")
             if evaluated and isinstance(value, str):
-                found.append(value)
+                texts.append(value)
             elif key not in ("values", "datasets"):
-                found += expressions(value)
+                texts += expressions(value)
     elif isinstance(spec, list):
         for one in spec:
-            found += expressions(one)
-    return found
+            texts += expressions(one)
+    return texts
 
 
 @pytest.fixture(scope="module")
@@ -81,23 +81,23 @@ def test_curves_and_intervals_are_those_of_the_run(
     drawn = {row["method"]: row for row in rows(charts["intervals_wobble"])}
     assert len(drawn) == 7
     for name, row in drawn.items():
-        found = summary[name]["tremor"]["figures"]["wobble"]
+        figure = summary[name]["tremor"]["figures"]["wobble"]
         assert {key: row[key] for key in ("value", "low", "high")} == {
-            key: found[key] for key in ("value", "low", "high")
+            key: figure[key] for key in ("value", "low", "high")
         }
     values = [row["value"] for row in rows(charts["intervals_accuracy_at_0.2"])]
     assert len(values) == 9
 
 
 def test_a_method_has_one_colour_in_all_charts(charts: dict[str, Any]) -> None:
-    found: dict[str, set[str]] = {}
+    colours_of: dict[str, set[str]] = {}
     for chart in charts.values():
         for layer in chart["layer"]:
             scale = layer.get("encoding", {}).get("color", {}).get("scale")
             for label, colour in zip(scale["domain"], scale["range"], strict=True) if scale else ():
-                found.setdefault(label, set()).add(colour)
-    assert len(found) == 10
-    assert all(len(colours) == 1 for colours in found.values())
+                colours_of.setdefault(label, set()).add(colour)
+    assert len(colours_of) == 10
+    assert all(len(colours) == 1 for colours in colours_of.values())
 
 
 def test_methods_on_fewer_images_are_hollow_and_have_no_place_on_the_frontier(
@@ -105,9 +105,9 @@ def test_methods_on_fewer_images_are_hollow_and_have_no_place_on_the_frontier(
 ) -> None:
     better = copy.deepcopy(invented_results)
     better["summary"]["occlusion"]["boxes"]["figures"]["accuracy_at_0.2"]["value"] = 0.99
-    found = cost_rows(better, better["figures"][0], looks_of_run(better))
-    assert [row["method"] for row in found if row["fewer"]] == ["occlusion"]
-    assert "occlusion" not in {row["method"] for row in frontier(found, "higher")}
+    rows = cost_rows(better, better["figures"][0], looks_of_run(better))
+    assert [row["method"] for row in rows if row["fewer"]] == ["occlusion"]
+    assert "occlusion" not in {row["method"] for row in frontier(rows, "higher")}
 
 
 def test_no_cheaper_method_equals_one_of_the_frontier() -> None:

@@ -74,8 +74,8 @@ def test_what_is_no_finished_run_is_refused(
 def test_tables_have_intervals_and_differences(reported: tuple[Path, str]) -> None:
     run, _ = reported
     boxes = json.loads((run / "results.json").read_text())["summary"]["eigen_cam"]["boxes"]
-    found = boxes["figures"]["accuracy_at_0.2"]
-    low, high, difference = (100 * found[part] for part in ("low", "high", "difference"))
+    figure = boxes["figures"]["accuracy_at_0.2"]
+    low, high, difference = (100 * figure[part] for part in ("low", "high", "difference"))
     row = next(
         line for line in (run / "results.md").read_text().splitlines() if "Eigen-CAM" in line
     )
@@ -84,4 +84,4 @@ def test_tables_have_intervals_and_differences(reported: tuple[Path, str]) -> No
     heading, *rows = (run / "results.csv").read_text().splitlines()
     assert "accuracy_at_0.2_low" in heading
     assert "accuracy_at_0.2_difference_high" in heading
-    assert any(str(found["low"]) in row for row in rows)
+    assert any(str(figure["low"]) in row for row in rows)

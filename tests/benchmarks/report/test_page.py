@@ -91,10 +91,10 @@ def test_the_table_has_the_numbers_and_their_intervals(
     page: Page, shared_results: dict[str, Any]
 ) -> None:
     numbers = shared_results["summary"]["layer_grad_cam"]["boxes"]
-    found = numbers["figures"]["accuracy_at_0.2"]
-    assert f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}]" in page.text
+    figure = numbers["figures"]["accuracy_at_0.2"]
+    assert f"[{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]" in page.text
     values = {a.get("data-value") for a in page.named("td")}
-    assert {str(found["value"]), str(found["difference"])} <= values
+    assert {str(figure["value"]), str(figure["difference"])} <= values
     assert {str(numbers["median_seconds"]), str(numbers["peak_memory_bytes"])} <= values
 
 
@@ -123,12 +123,12 @@ def test_text_from_outside_is_escaped(html: str, page: Page) -> None:
         assert hostile in page.text
     assert [a.get("src") for a in page.named("script")] == [None, None, None]
     assert not page.named("img")
-    assert not any(name.startswith("on") for _, found in page.elements for name in found)
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
 
 
 def test_data_for_the_charts_cannot_end_its_element(html: str) -> None:
-    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
-    assert "<script>window.hacked" in json.dumps(json.loads(found))
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    assert "<script>window.hacked" in json.dumps(json.loads(data))
 
 
 def test_the_page_loads_nothing(html: str, page: Page) -> None:
@@ -191,11 +191,11 @@ def test_an_invented_protocol_shows_up_in_table_tiles_and_charts(
     assert "tremor" in page.text
     charts = {a["data-chart"] for a in page.named("div") if "data-chart" in a}
     assert {"curve_wobbling", "curve_deletion", "intervals_wobble", "against_wobble"} <= charts
-    found = invented_results["summary"]["eigen_cam"]["tremor"]["figures"]["wobble"]
-    assert f"{found['value']:.3f}" in page.text
+    figure = invented_results["summary"]["eigen_cam"]["tremor"]["figures"]["wobble"]
+    assert f"{figure['value']:.3f}" in page.text
     # Lower is better: what is above the main method is not.
     row = text.split('data-method="eigen_cam"')[1].split("</tr>")[0]
-    assert found["difference_low"] > 0
+    assert figure["difference_low"] > 0
     assert 'class="below"><span class="number">+' in row
 
 

@@ -32,15 +32,15 @@ def records(ious: dict[str, int]) -> list[dict[str, Any]]:
 
 
 def test_the_worst_images_have_the_lowest_iou_of_the_main_method() -> None:
-    found = ImageTable.from_records(records({"a": 9000, "b": 100, "c": 5000, "d": 7000}))
-    assert worst_images(found, "boxes", "ours", 2) == ["b", "c"]
-    assert image_scores(found, "boxes", "ours")["c"] == 0.5
+    table = ImageTable.from_records(records({"a": 9000, "b": 100, "c": 5000, "d": 7000}))
+    assert worst_images(table, "boxes", "ours", 2) == ["b", "c"]
+    assert image_scores(table, "boxes", "ours")["c"] == 0.5
 
 
 def test_images_that_were_left_out_are_not_among_the_worst() -> None:
-    found = records({"a": 9000, "b": 100})
-    found[1]["protocols"]["boxes"] = {"left_out": "outside"}
-    table = ImageTable.from_records(found)
+    images = records({"a": 9000, "b": 100})
+    images[1]["protocols"]["boxes"] = {"left_out": "outside"}
+    table = ImageTable.from_records(images)
     assert worst_images(table, "boxes", "ours", 4) == ["a"]
     assert worst_images(table, "boxes", None, 4) == []
 
@@ -58,17 +58,17 @@ def test_the_main_method_is_compared_with_the_best_fast_one_of_each_family(
 def test_a_map_is_clear_where_it_is_weak_and_red_where_it_is_strong(tmp_path: Path) -> None:
     heat = np.zeros((40, 60))
     heat[:, 30:] = 5.0
-    found = np.asarray(Image.open(write_map(heat, tmp_path / "map.png")).convert("RGBA"))
-    assert found.shape == (40, 60, 4)
-    weak, strong = found[20, 5].astype(int), found[20, 55].astype(int)
+    pixels = np.asarray(Image.open(write_map(heat, tmp_path / "map.png")).convert("RGBA"))
+    assert pixels.shape == (40, 60, 4)
+    weak, strong = pixels[20, 5].astype(int), pixels[20, 55].astype(int)
     assert weak[3] == 64
     assert strong[3] > 150
     assert strong[0] > 2 * strong[2]
 
 
 def test_an_empty_map_is_drawn_as_weak_everywhere(tmp_path: Path) -> None:
-    found = np.asarray(Image.open(write_map(np.zeros((8, 8)), tmp_path / "m.png")).convert("RGBA"))
-    assert np.unique(found.reshape(-1, 4), axis=0).shape[0] == 1
+    pixels = np.asarray(Image.open(write_map(np.zeros((8, 8)), tmp_path / "m.png")).convert("RGBA"))
+    assert np.unique(pixels.reshape(-1, 4), axis=0).shape[0] == 1
 
 
 def test_files_are_smaller_than_large_images(tmp_path: Path) -> None:
@@ -93,25 +93,25 @@ def test_a_run_without_images_has_none(tmp_path: Path) -> None:
 
 def index(run: Path, tmp_path: Path) -> dict[str, Any]:
     (tmp_path / FOLDER).mkdir()
-    found: dict[str, Any] = json.loads((run / FOLDER / INDEX).read_text())
-    return found
+    content: dict[str, Any] = json.loads((run / FOLDER / INDEX).read_text())
+    return content
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/b.png", "..\\b.png", ".."])
 def test_a_file_outside_the_folder_is_refused(
     finished_run: Path, tmp_path: Path, name: str
 ) -> None:
-    found = index(finished_run, tmp_path)
-    found["chosen"][0]["maps"][0]["file"] = name
-    (tmp_path / FOLDER / INDEX).write_text(json.dumps(found))
+    content = index(finished_run, tmp_path)
+    content["chosen"][0]["maps"][0]["file"] = name
+    (tmp_path / FOLDER / INDEX).write_text(json.dumps(content))
     with pytest.raises(InputError, match="not the name of a file"):
         read_panels(tmp_path)
 
 
 def test_a_damaged_index_is_refused_by_name(finished_run: Path, tmp_path: Path) -> None:
-    found = index(finished_run, tmp_path)
-    del found["worst"]
-    for text in (json.dumps(found), "{"):
+    content = index(finished_run, tmp_path)
+    del content["worst"]
+    for text in (json.dumps(content), "{"):
         (tmp_path / FOLDER / INDEX).write_text(text)
         with pytest.raises(InputError, match=INDEX):
             read_panels(tmp_path)

@@ -145,7 +145,7 @@ def test_nothing_is_loaded_and_nothing_hostile_has_run(page: webdriver.Chrome) -
 
 def table(page: webdriver.Chrome, index: int) -> dict[str, list[Any]]:
     """Numbers of a column from top to bottom, None where there is none; every column's order."""
-    found: dict[str, list[Any]] = page.execute_script(
+    columns: dict[str, list[Any]] = page.execute_script(
         """
         const values = Array.from(document.querySelectorAll("#results tbody tr"), (row) => {
           const value = row.children[arguments[0]].dataset.value;
@@ -156,7 +156,7 @@ def table(page: webdriver.Chrome, index: int) -> dict[str, list[Any]]:
         """,
         index,
     )
-    return found
+    return columns
 
 
 def test_a_click_on_a_heading_sorts_and_another_sorts_the_other_way(
@@ -168,13 +168,13 @@ def test_a_click_on_a_heading_sorts_and_another_sorts_the_other_way(
         directions = set()
         for _ in range(2):
             button.click()
-            found = table(page, index)
-            numbers = [value for value in found["values"] if value is not None]
-            direction = found["orders"].pop(index)
+            sorted_by = table(page, index)
+            numbers = [value for value in sorted_by["values"] if value is not None]
+            direction = sorted_by["orders"].pop(index)
             assert numbers == sorted(numbers, reverse=direction == "descending")
             # What is missing stays last.
-            assert found["values"][: len(numbers)] == numbers
-            assert set(found["orders"]) == {"none"}
+            assert sorted_by["values"][: len(numbers)] == numbers
+            assert set(sorted_by["orders"]) == {"none"}
             directions.add(direction)
         assert directions == {"ascending", "descending"}
 

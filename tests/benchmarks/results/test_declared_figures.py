@@ -100,7 +100,7 @@ def records(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     source = Source([ImageRecord(f"{i}.png", Path("x"), 1, "", (0, 0, 2, 2)) for i in range(9)])
     frames = {"attention": Frame(torch.zeros(3, 4, 8), (0, 0, 4, 4)), "pairs": None}
-    found = []
+    lines = []
     for name in ("attention", "pairs"):
         protocol = PROTOCOLS[name]
         for item in protocol.items(source):
@@ -111,8 +111,8 @@ def records(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
                 for method in ("ours", "other")
             }
             shown = {"methods": methods, "floors": protocol.floors(frame)}
-            found.append({"key": item.key, "label": 1, "protocols": {name: shown}})
-    return found
+            lines.append({"key": item.key, "label": 1, "protocols": {name: shown}})
+    return lines
 
 
 @pytest.fixture
@@ -139,11 +139,11 @@ def test_both_are_in_the_summary_with_intervals_and_differences(
         name: [r["protocols"]["pairs"]["methods"][name]["pair_mass"] for r in records[9:]]
         for name in ("ours", "other")
     }
-    found = results["summary"]["other"]["pairs"]["figures"]["pair_mass"]
+    figure = results["summary"]["other"]["pairs"]["figures"]["pair_mass"]
     interval = bootstrap_interval(masses["other"], num_resamples=200)
     difference = paired_difference(masses["other"], masses["ours"], num_resamples=200)
     expected = [*interval.as_floats(), *difference.as_floats()]
-    assert list(found.values()) == pytest.approx(expected)
+    assert list(figure.values()) == pytest.approx(expected)
     assert results["summary"]["other"]["pairs"]["num_images"] == 8
     floor = results["summary"]["uniform_heatmap"]["pairs"]["figures"]["pair_mass"]
     assert floor["value"] == 0.5

@@ -44,7 +44,7 @@ RECORDS = [image([50, 80], 0.5), image([49, 70], 0.25), image([90, 10], 0.0)]
 
 
 def values(numbers: dict[str, Any]) -> dict[str, float]:
-    return {key: found["value"] for key, found in numbers["figures"].items()}
+    return {key: figure["value"] for key, figure in numbers["figures"].items()}
 
 
 def test_figures_are_means_over_images() -> None:
@@ -103,14 +103,14 @@ def test_pxap_is_that_of_all_pixels_together() -> None:
     counts = rng.integers(0, 9, (3, 2, 1001))
     records = [image([50, 80], 0.5, pointing=1.0, pixel_counts=pack_counts(c)) for c in counts]
     # One without a mask is in the other figures only.
-    found = summarize([*records, image([50, 80], 0.5, pointing=0.0)], ["a"])["a"]["boxes"]
+    numbers = summarize([*records, image([50, 80], 0.5, pointing=0.0)], ["a"])["a"]["boxes"]
     pixels = np.repeat(np.tile(np.arange(1001), 6), counts.ravel())
     on_object = np.repeat(np.tile([True, False], 3).repeat(1001), counts.ravel())
     precision = average_precision(pixels, on_object)
-    assert found["figures"]["pxap"]["value"] == pytest.approx(precision)
-    assert found["num_masks"] == 3
-    assert found["figures"]["pointing"]["value"] == 0.75
-    assert "mask_pointing" not in found["figures"]
+    assert numbers["figures"]["pxap"]["value"] == pytest.approx(precision)
+    assert numbers["num_masks"] == 3
+    assert numbers["figures"]["pointing"]["value"] == 0.75
+    assert "mask_pointing" not in numbers["figures"]
 
 
 def average_precision(values: np.ndarray, on_object: np.ndarray) -> float:
@@ -144,10 +144,10 @@ def test_removal_curves_are_means_over_images() -> None:
         }
         for area in (0.25, 0.75)
     ]
-    found = summarize(records, ["a"])["a"]["faithfulness"]
-    assert values(found) == {"deletion": 0.5, "insertion": 0.5}
-    assert found["curves"]["deletion"]["y"] == [1.0, 0.5]
-    assert found["num_images"] == 2
+    numbers = summarize(records, ["a"])["a"]["faithfulness"]
+    assert values(numbers) == {"deletion": 0.5, "insertion": 0.5}
+    assert numbers["curves"]["deletion"]["y"] == [1.0, 0.5]
+    assert numbers["num_images"] == 2
 
 
 def drawn(count: int, *names: str) -> list[Record]:
@@ -181,13 +181,13 @@ def measured(records: list[Record], protocol: str, name: str, measure: str) -> n
 )
 def test_intervals_and_differences_are_the_bootstrap_s(figure: str, statistic: Any) -> None:
     records = drawn(12, "ours", "other")
-    found = summarize(records, ["ours", "other"], "ours")["other"]["boxes"]["figures"][figure]
+    stated = summarize(records, ["ours", "other"], "ours")["other"]["boxes"]["figures"][figure]
     theirs, ours = (measured(records, "boxes", n, "iou") >= 5000 for n in ("other", "ours"))
     interval = bootstrap_interval(theirs, statistic, num_resamples=RESAMPLES)
-    assert [found[k] for k in ("value", "low", "high")] == pytest.approx(interval.as_floats())
+    assert [stated[k] for k in ("value", "low", "high")] == pytest.approx(interval.as_floats())
     difference = paired_difference(theirs, ours, statistic, num_resamples=RESAMPLES)
     parts = ("difference", "difference_low", "difference_high")
-    assert [found[part] for part in parts] == pytest.approx(difference.as_floats())
+    assert [stated[part] for part in parts] == pytest.approx(difference.as_floats())
 
 
 def test_the_curve_s_band_is_the_bootstrap_of_every_threshold() -> None:
@@ -204,11 +204,11 @@ def test_a_difference_is_over_the_images_that_both_methods_have() -> None:
     records = drawn(12, "ours", "other")
     for record in records[:4]:
         del record["protocols"]["boxes"]["methods"]["ours"]
-    found = summarize(records, ["ours", "other"], "ours")["other"]["boxes"]
-    assert found["num_images"] == 12
+    numbers = summarize(records, ["ours", "other"], "ours")["other"]["boxes"]
+    assert numbers["num_images"] == 12
     theirs, ours = (measured(records[4:], "boxes", n, "iou") for n in ("other", "ours"))
     expected = (theirs >= 5000)[:, AT].mean() - (ours >= 5000)[:, AT].mean()
-    assert found["figures"]["accuracy_at_0.2"]["difference"] == pytest.approx(expected)
+    assert numbers["figures"]["accuracy_at_0.2"]["difference"] == pytest.approx(expected)
 
 
 def test_masks_of_some_images_are_paired_with_the_same_masks() -> None:
@@ -217,20 +217,20 @@ def test_masks_of_some_images_are_paired_with_the_same_masks() -> None:
     for record in records[:5]:
         for measures in record["protocols"]["attention"]["methods"].values():
             measures["mask_score"] = float(rng.uniform())
-    found = summarize(records, ["ours", "other"], "ours")["other"]["attention"]
+    numbers = summarize(records, ["ours", "other"], "ours")["other"]["attention"]
     theirs, ours = (measured(records, "attention", n, "mask_score") for n in ("other", "ours"))
     interval = bootstrap_interval(theirs, num_resamples=RESAMPLES)
     difference = paired_difference(theirs, ours, num_resamples=RESAMPLES)
-    assert list(found["figures"]["mask_score"].values()) == pytest.approx(
+    assert list(numbers["figures"]["mask_score"].values()) == pytest.approx(
         [*interval.as_floats(), *difference.as_floats()]
     )
-    assert found["num_masks"] == 5
+    assert numbers["num_masks"] == 5
 
 
 def test_the_main_method_has_no_difference_to_itself() -> None:
     records = drawn(4, "ours", "other")
-    found = summarize(records, ["ours", "other"], "ours")
-    assert "difference" not in found["ours"]["boxes"]["figures"]["max_box_acc"]
+    summary = summarize(records, ["ours", "other"], "ours")
+    assert "difference" not in summary["ours"]["boxes"]["figures"]["max_box_acc"]
     without = summarize(records, ["ours", "other"])
     assert "difference" not in without["other"]["boxes"]["figures"]["max_box_acc"]
 

@@ -12,8 +12,8 @@ from benchmarks.results.tables import (
 
 
 def numbers(**figures: float) -> dict[str, Any]:
-    found = {key: {"value": v, "low": v - 0.05, "high": v + 0.05} for key, v in figures.items()}
-    return {"figures": found, "num_empty": 2, "num_images": 9, "median_seconds": 0.0125}
+    numbers = {key: {"value": v, "low": v - 0.05, "high": v + 0.05} for key, v in figures.items()}
+    return {"figures": numbers, "num_empty": 2, "num_images": 9, "median_seconds": 0.0125}
 
 
 BOXES = numbers(**{"accuracy_at_0.2": 0.797, "max_box_acc": 0.8125})

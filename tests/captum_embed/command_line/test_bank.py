@@ -175,14 +175,14 @@ def test_neighbors_are_the_nearest_by_brute_force(
 ) -> None:
     build(capsys, "birds", "b")
     words = ("bank", "neighbors", "birds/jay/2.png", "--bank", "b", *TINY[:2], "--quiet")
-    (found,) = printed(capsys, *words, "--neighbors", "6")
+    (record,) = printed(capsys, *words, "--neighbors", "6")
     bank = WeightBank.load("b")
     own = bank.embeddings[list(bank.keys or ()).index("jay/2.png")]
     distances = (bank.embeddings - own).square().sum(1).sqrt()
     order = distances.argsort().tolist()
-    assert [one["index"] for one in found["neighbors"]] == order
-    assert found["neighbors"][0]["key"] == "jay/2.png"
-    for one in found["neighbors"]:
+    assert [one["index"] for one in record["neighbors"]] == order
+    assert record["neighbors"][0]["key"] == "jay/2.png"
+    for one in record["neighbors"]:
         assert one["distance"] == pytest.approx(distances[one["index"]].item(), abs=1e-3)
     (others,) = printed(capsys, *words, "--neighbors", "3", "--exclude", "jay")
     assert {one["class"] for one in others["neighbors"]} == {"wren"}

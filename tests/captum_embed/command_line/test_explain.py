@@ -43,8 +43,8 @@ class Collected(HTMLParser):
 def explained(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     capsys.readouterr()
     assert main(["explain", *words, *TINY, "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
 
 
 def require_equal(array: Any, attribution: Any) -> None:
@@ -54,7 +54,7 @@ def require_equal(array: Any, attribution: Any) -> None:
 
 def test_maps_are_those_of_the_library(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bank", "build", "birds", *TINY, "--output", "birds.bank"]) == 0
-    found = explained(
+    result = explained(
         capsys, "query.png", "--reference", "hit.png", "--foil", "birds/jay",
         "--bank", "birds.bank", "--neighbors", "6",
     )  # fmt: skip
@@ -73,7 +73,7 @@ def test_maps_are_those_of_the_library(birds: Path, capsys: pytest.CaptureFixtur
         "reference": recipes.EXPLAIN.grad_cam(forward, layer),
         "bank": recipes.EXPLAIN.grad_cam(TripletForward(encoder), layer, weight_bank=bank),
     }
-    image, reference = found["images"]
+    image, reference = result["images"]
     assert (image["role"], reference["role"]) == ("image", "reference")
     for way, grad_cam in expected.items():
         record = image["maps"][way]
@@ -110,8 +110,8 @@ def test_no_more_entries_lend_than_there_are_of_one_class(
         ),
     ):
         options = ["--exclude", *exclude] if exclude else []
-        found = explained(capsys, "query.png", "--bank", "b", "--force", *options)
-        borrowed = found["images"][0]["maps"]["bank"]["neighbors"]
+        result = explained(capsys, "query.png", "--bank", "b", "--force", *options)
+        borrowed = result["images"][0]["maps"]["bank"]["neighbors"]
         assert len(borrowed) == count
         words = ["bank", "neighbors", "query.png", "--bank", "b", *TINY, "--json", *options]
         assert main(words) == 0
@@ -122,8 +122,8 @@ def test_an_image_against_itself_is_said_and_drawn_grey(
     birds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for foils, same in (([], True), (["--foil", "birds/jay"], False)):
-        found = explained(capsys, "query.png", "--reference", "query.png", "--force", *foils)
-        for image in found["images"]:
+        result = explained(capsys, "query.png", "--reference", "query.png", "--force", *foils)
+        for image in result["images"]:
             record = image["maps"]["reference"]
             assert record["same"] == same
             assert (record["full_colour"] == 0) == same
@@ -143,7 +143,9 @@ def test_the_page_holds_everything_and_names_do_no_harm(
     hostile += [os.fsdecode(b"\xff\xfe.png"), "x" * 200 + ".png", "..png", "été.png"]
     for seed, name in enumerate(hostile):
         draw(birds / "odd" / "plain.png", seed).rename(birds / "odd" / name)
-    found = explained(capsys, *(f"odd/{name}" for name in hostile), "--reference", "odd", "hit.png")
+    result = explained(
+        capsys, *(f"odd/{name}" for name in hostile), "--reference", "odd", "hit.png"
+    )
     page = Collected((birds / "explanations" / "index.html").read_text(encoding="utf-8"))
     assert not page.events
     assert not page.tags & {"script", "link", "iframe", "object", "base", "a"}
@@ -153,7 +155,7 @@ def test_the_page_holds_everything_and_names_do_no_harm(
         assert f"odd/{name}" in page.words
     assert "a\\nb.png" in page.words
     written = {path.name for path in (birds / "explanations" / "overlays").iterdir()}
-    assert len(written) == len(hostile) == len(found["images"])
+    assert len(written) == len(hostile) == len(result["images"])
     assert all(name.isascii() and len(name) < 60 for name in written)
     here = {path.name for path in birds.iterdir()} - {"__pycache__"}
     assert here == {"birds", "explanations", "hit.png", "odd", "query.png", "cli_tiny_networks.py"}
@@ -165,10 +167,10 @@ def test_a_folder_of_its_own_is_replaced_and_no_other(
     explained(capsys, "birds/jay", "--reference", "hit.png")
     kept = birds / "explanations" / "note.txt"
     kept.write_text("mine")
-    found = explained(capsys, "query.png", "--reference", "hit.png")
+    result = explained(capsys, "query.png", "--reference", "hit.png")
     files = {p.relative_to(birds / "explanations").as_posix() for p in birds.rglob("*") if
              p.is_file() and p.is_relative_to(birds / "explanations")}  # fmt: skip
-    assert files == {*found["files"], "results.json", "note.txt"}
+    assert files == {*result["files"], "results.json", "note.txt"}
     # What an altered record names is not removed.
     record = birds / "explanations" / "results.json"
     wished = {**json.loads(record.read_text()), "files": ["../query.png", "maps/../note.txt"]}

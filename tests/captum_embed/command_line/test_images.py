@@ -94,8 +94,8 @@ def test_folders_give_their_images_in_the_order_of_numbers(tmp_path: Path) -> No
     for name in ("b/10.png", "b/2.PNG", "a.jpg", ".hidden/x.png", "notes.txt", "b/.cache.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         photograph(4, 4).save(tmp_path / name, "png")
-    found = [path.relative_to(tmp_path).as_posix() for path in find_images([tmp_path])]
-    assert found == ["a.jpg", "b/2.PNG", "b/10.png"]
+    names = [path.relative_to(tmp_path).as_posix() for path in find_images([tmp_path])]
+    assert names == ["a.jpg", "b/2.PNG", "b/10.png"]
     # A file that is named itself is taken whatever its suffix, and once.
     again = find_images([tmp_path / "notes.txt", tmp_path / "a.jpg", tmp_path / "a.jpg"])
     assert [path.name for path in again] == ["notes.txt", "a.jpg"]

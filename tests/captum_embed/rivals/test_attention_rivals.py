@@ -106,15 +106,15 @@ class OfTransformers:
 
     def written_out(self, x):
         self.eager.requires_grad_(True)
-        found, outputs = [], []
+        attentions, outputs = [], []
         hooks = [
             layer.register_forward_hook(lambda _, __, output: outputs.append(output))
             for layer in self.eager.encoder.layer
         ]
-        found = self.eager(x, output_attentions=True).attentions
+        attentions = self.eager(x, output_attentions=True).attentions
         for hook in hooks:
             hook.remove()
-        return list(found), outputs
+        return list(attentions), outputs
 
     def head(self, tokens):
         return self.eager.layernorm(tokens)[:, 0]
@@ -157,9 +157,9 @@ def test_chefers_attribution_is_its_formula(case):
         read = relevance[case.prefix :] if case.reads == slice(None) else relevance[:1]
         rows.append(read.mean(0))
     expected = places(torch.stack(rows).detach(), case.prefix)
-    found = GradientAttentionRollout(case.score).attribute(IMAGES)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
-    assert not found.requires_grad
+    actual = GradientAttentionRollout(case.score).attribute(IMAGES)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
+    assert not actual.requires_grad
 
 
 @pytest.mark.parametrize("average", [True, False])
@@ -174,10 +174,10 @@ def test_legrad_is_its_formula(case, average):
     expected = places(expected, case.prefix)
     assert expected.abs().max() > 0
     blocks = blocks_of(case)
-    found = LeGrad(case.score, blocks, average_tokens=average).attribute(IMAGES)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    actual = LeGrad(case.score, blocks, average_tokens=average).attribute(IMAGES)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-6)
     last = LeGrad(case.score, blocks[-1:], average_tokens=average).attribute(IMAGES)
-    assert not torch.allclose(last, found)
+    assert not torch.allclose(last, actual)
 
 
 def blocks_of(case):
@@ -230,8 +230,8 @@ def test_attention_with_masks():
     for given in (None, mask, torch.randn(6, 6)):
         expected = nn.functional.scaled_dot_product_attention(query, key, value, given, scale=0.3)
         with Attentions() as recorded:
-            found = nn.functional.scaled_dot_product_attention(query, key, value, given, scale=0.3)
-        torch.testing.assert_close(found, expected)
+            actual = nn.functional.scaled_dot_product_attention(query, key, value, given, scale=0.3)
+        torch.testing.assert_close(actual, expected)
         torch.testing.assert_close(recorded.probabilities[0] @ value, expected)
     attention = nn.MultiheadAttention(10, 2)
     tokens = torch.rand(5, 3, 10)

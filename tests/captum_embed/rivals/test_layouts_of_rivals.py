@@ -79,7 +79,7 @@ def test_a_layout_changes_no_map(name, layout):
     expected = RIVALS[name](Encoder("channels_first"))
     assert expected.shape == (2, 1, 4, 6)
     assert expected.abs().max() > 0
-    found = RIVALS[name](Encoder(layout), **OTHERS[layout])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    actual = RIVALS[name](Encoder(layout), **OTHERS[layout])
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(LayerError, match="does not look like"):
         RIVALS[name](Encoder(layout))

@@ -87,8 +87,8 @@ def test_equals_the_installed_xaitk_saliency(score, window, stride):
         own = score.encoder(image)[0].numpy()
     theirs = scoring.SimilarityScoring().generate(own, references.numpy(), hidden, masks)
     for reference, expected in zip(references, theirs, strict=True):
-        found = SBSM(score).attribute(image, reference[None], window=window, stride=stride)
-        np.testing.assert_allclose((found / found.max())[0, 0], expected, atol=1e-6)
+        actual = SBSM(score).attribute(image, reference[None], window=window, stride=stride)
+        np.testing.assert_allclose((actual / actual.max())[0, 0], expected, atol=1e-6)
 
 
 def test_drops_the_gains_that_occlusion_keeps(score):

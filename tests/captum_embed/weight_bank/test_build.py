@@ -138,9 +138,9 @@ def test_an_entry_gives_its_own_image_the_map_of_the_gradient(
         chosen = tuples.references[int(key)][tuples.active[int(key)]]
         references = tuple(e[column][None] for column in chosen.unbind(1))
         expected = by_gradient.attribute(image, additional_forward_args=references)
-        found = transferred.attribute(image)
+        actual = transferred.attribute(image)
         assert expected.abs().max() > 0
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_nothing_below_the_layer_is_backpropagated_and_a_batch_costs_one_pass_above(

@@ -100,9 +100,9 @@ def test_known_labels_need_no_image() -> None:
         (Subset(indexed, [1, 3]), [6, 5]),
         (tensors, [4, 5, 6]),
     ):
-        found = ImageSource(dataset, 1, 0).known_labels()
-        assert found is not None
-        assert found.tolist() == expected
+        labels = ImageSource(dataset, 1, 0).known_labels()
+        assert labels is not None
+        assert labels.tolist() == expected
     assert indexed.read == []
     indexed.target_transform = abs  # type: ignore[attr-defined]
     assert ImageSource(indexed, 1, 0).known_labels() is None

@@ -49,7 +49,7 @@ def test_a_pool_of_references_bounds_the_search_and_is_searched_exactly() -> Non
     for forward in FORWARDS:
         pool = draw_pool(labels, 9, torch.Generator().manual_seed(4))
         anchors = torch.tensor([0, 13, 29])
-        found = mine_tuples(
+        tuples = mine_tuples(
             forward,
             e,
             labels,
@@ -59,7 +59,7 @@ def test_a_pool_of_references_bounds_the_search_and_is_searched_exactly() -> Non
             reference_pool=9,
             anchors=anchors,
         )
-        assert set(found.active.any(1).nonzero()[:, 0].tolist()) <= set(anchors.tolist())
+        assert set(tuples.active.any(1).nonzero()[:, 0].tolist()) <= set(anchors.tolist())
         for anchor in anchors.tolist():
             every = [
                 loss_of(forward, e, labels, anchor, refs)
@@ -67,7 +67,7 @@ def test_a_pool_of_references_bounds_the_search_and_is_searched_exactly() -> Non
                 if set(refs) <= set(pool.tolist())
             ]
             expected = [loss for loss in sorted(every, reverse=True)[:5] if loss != 0]
-            losses = mined_losses(forward, e, labels, found, anchor)
+            losses = mined_losses(forward, e, labels, tuples, anchor)
             assert losses == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
@@ -162,8 +162,8 @@ def check_hardest(forward: MetricForward, e: Tensor, labels: Tensor, count: int)
             for refs in all_tuples(forward, labels, anchor)
         ]
         expected = [loss for loss in sorted(losses, reverse=True)[:count] if loss != 0]
-        found = mined_losses(forward, e, labels, tuples, anchor)
-        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        actual = mined_losses(forward, e, labels, tuples, anchor)
+        assert actual == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("block_numbers", [1, 2**20])
@@ -201,14 +201,14 @@ def test_random_tuples_are_distinct_tuples_of_the_anchor(forward: MetricForward)
     for count in (1, 9, 1000):
         tuples = mine_tuples(forward, e, labels, num_tuples=count, mining="random", seed=3)
         for anchor in range(9):
-            found = mined_losses(forward, e, labels, tuples, anchor)
+            losses = mined_losses(forward, e, labels, tuples, anchor)
             every = [
                 loss_of(forward, e, labels, anchor, refs)
                 for refs in all_tuples(forward, labels, anchor)
             ]
-            assert len(found) <= min(count, len(every))
+            assert len(losses) <= min(count, len(every))
             if count == 1000:  # all there are, and so all that have a loss
-                assert sorted(found) == pytest.approx(sorted(x for x in every if x != 0))
+                assert sorted(losses) == pytest.approx(sorted(x for x in every if x != 0))
 
 
 @pytest.mark.parametrize("forward", [FORWARDS[0], FORWARDS[4], FORWARDS[6]], ids=name)

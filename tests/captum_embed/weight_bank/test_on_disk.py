@@ -254,10 +254,14 @@ def test_what_was_compared_on_loading_is_not_read_again(
     some_entries(0, 9).save(tmp_path)
     loaded, unread = WeightBank.load(tmp_path), WeightBank.load(tmp_path, verify=False)
     read: list[Path] = []
-    import captum_embed.weight_bank.files as bank_files
+    real = Path.open
 
-    real = bank_files._sha256
-    monkeypatch.setattr(bank_files, "_sha256", lambda path: read.append(path) or real(path))
+    def watched(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if mode == "rb":
+            read.append(path)
+        return real(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", watched)
     loaded.save(tmp_path)
     assert read == []
     unread.save(tmp_path)

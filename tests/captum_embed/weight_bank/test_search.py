@@ -12,12 +12,12 @@ from captum_embed.weight_bank.search import nearest_rows, row_facts
 
 
 def brute_force(queries: Tensor, rows: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    found = []
+    neighbors = []
     for query in queries.double():
         squared = [float((query - row).square().sum()) for row in rows.double()]
         order = sorted(range(len(squared)), key=lambda i: (squared[i], i))[:k]
-        found.append([(squared[i] ** 0.5, i) for i in order])
-    table = np.array(found)
+        neighbors.append([(squared[i] ** 0.5, i) for i in order])
+    table = np.array(neighbors)
     return table[..., 0], table[..., 1].astype(int)
 
 
@@ -222,6 +222,6 @@ def test_settings_that_make_products_rough_change_no_answer() -> None:
         torch.set_float32_matmul_precision(before)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         autocast = nearest_rows(queries, StackedRows([rows]), 4)
-    for found in (rough, autocast):
-        assert torch.equal(found[0], expected[0])
-        assert torch.equal(found[1], expected[1])
+    for actual in (rough, autocast):
+        assert torch.equal(actual[0], expected[0])
+        assert torch.equal(actual[1], expected[1])

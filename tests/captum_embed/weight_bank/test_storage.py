@@ -214,7 +214,7 @@ def test_refuses_shard_sizes_that_are_none(tmp_path: Path, size: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
-@pytest.mark.parametrize("failing", ["save_file", "_sha256", "_flush_to_disk", "replace"])
+@pytest.mark.parametrize("failing", ["save_file", "sha256", "fsync", "replace"])
 def test_a_save_that_fails_leaves_nothing_new_and_what_was_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -228,7 +228,7 @@ def test_a_save_that_fails_leaves_nothing_new_and_what_was_there(
     if exists:
         earlier.save(path)
     files = sorted(path.glob("*"))
-    owner = {"replace": os, "_flush_to_disk": storage}.get(failing, bank_files)
+    owner = {"save_file": bank_files, "sha256": hashlib}.get(failing, os)
     real, calls = getattr(owner, failing), []
 
     def fail_at_the_second(*args: Any, **kwargs: Any) -> Any:

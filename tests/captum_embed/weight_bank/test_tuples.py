@@ -75,12 +75,12 @@ def test_gradients_are_those_of_a_loop_over_every_tuple(sizes, make, kind, seed)
     forward = make(kind)
     every = AllTuples(forward, e, torch.tensor(labels))
     anchors = e.clone().requires_grad_()
-    (found,) = torch.autograd.grad(every.losses(anchors, torch.arange(len(labels))).sum(), anchors)
+    (actual,) = torch.autograd.grad(every.losses(anchors, torch.arange(len(labels))).sum(), anchors)
     for own in range(len(labels)):
         anchor = e[own].clone().requires_grad_()
         value = mean_over_every_tuple(forward, anchor, e, labels, own)
         (expected,) = torch.autograd.grad(value, anchor)
-        torch.testing.assert_close(found[own], expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(actual[own], expected, rtol=1e-9, atol=1e-11)
 
 
 def test_a_mean_far_from_the_origin_costs_no_digits() -> None:

@@ -15,14 +15,14 @@ def test_an_error_with_the_querys_background_is_told_from_another() -> None:
     embeddings = torch.tensor([[0.0, 0], [0, 1], [9, 0], [9, 1], [0, 20], [0, 21.5]])
     labels = [1, 2, 1, 1, 2, 3]
     backgrounds = ["moon", "moon", "wood", "wood", "wood", "moon"]
-    found = attribute_errors(embeddings, labels, backgrounds)
-    assert found.nearest.tolist() == [1, 0, 3, 2, 5, 4]
-    assert found.right_class.tolist() == [False, False, True, True, False, False]
-    assert found.same_background.tolist() == [True, True, True, True, False, False]
+    errors = attribute_errors(embeddings, labels, backgrounds)
+    assert errors.nearest.tolist() == [1, 0, 3, 2, 5, 4]
+    assert errors.right_class.tolist() == [False, False, True, True, False, False]
+    assert errors.same_background.tolist() == [True, True, True, True, False, False]
     # Of class 2 or 3: moon, wood, moon. Of class 1 or 3: moon, wood, wood, moon.
-    assert found.chance[0] == pytest.approx(2 / 3)
-    assert found.chance[4] == pytest.approx(2 / 4)
-    summary = found.as_json()
+    assert errors.chance[0] == pytest.approx(2 / 3)
+    assert errors.chance[4] == pytest.approx(2 / 4)
+    summary = errors.as_json()
     assert summary["recall_at_1"][0] == pytest.approx(2 / 6)
     assert summary["errors"] == 4
     assert summary["errors_with_the_querys_background"] == 2
@@ -31,12 +31,12 @@ def test_an_error_with_the_querys_background_is_told_from_another() -> None:
 
 
 def test_without_errors_there_is_no_share_of_them() -> None:
-    found = attribute_errors(torch.tensor([[0.0], [1.0]]), [7, 7], ["moon", "wood"]).as_json()
-    assert found["recall_at_1"] == (1.0, 1.0, 1.0)
-    assert found["errors"] == 0
-    assert found["share_with_the_querys_background"] is None
-    assert found["share_by_chance"] is None
-    json.dumps(found, allow_nan=False)
+    errors = attribute_errors(torch.tensor([[0.0], [1.0]]), [7, 7], ["moon", "wood"]).as_json()
+    assert errors["recall_at_1"] == (1.0, 1.0, 1.0)
+    assert errors["errors"] == 0
+    assert errors["share_with_the_querys_background"] is None
+    assert errors["share_by_chance"] is None
+    json.dumps(errors, allow_nan=False)
 
 
 @settings(max_examples=30, deadline=None)
@@ -47,16 +47,16 @@ def test_neighbours_are_those_of_a_loop(count: int, width: int, seed: int) -> No
     points = rng.integers(-3, 4, (count, width))
     labels = rng.integers(0, 3, count).tolist()
     places = rng.choice(["moon", "wood"], count).tolist()
-    found = attribute_errors(torch.from_numpy(points).float(), labels, places)
+    errors = attribute_errors(torch.from_numpy(points).float(), labels, places)
     for i in range(count):
         others = [j for j in range(count) if j != i]
         nearest = min(others, key=lambda j, i=i: (((points[i] - points[j]) ** 2).sum(), j))
-        assert found.nearest[i] == nearest
-        assert found.right_class[i] == (labels[nearest] == labels[i])
-        assert found.same_background[i] == (places[nearest] == places[i])
+        assert errors.nearest[i] == nearest
+        assert errors.right_class[i] == (labels[nearest] == labels[i])
+        assert errors.same_background[i] == (places[nearest] == places[i])
         wrong = [j for j in others if labels[j] != labels[i]]
         alike = sum(places[j] == places[i] for j in wrong)
-        assert found.chance[i] == pytest.approx(alike / max(1, len(wrong)))
+        assert errors.chance[i] == pytest.approx(alike / max(1, len(wrong)))
 
 
 @pytest.mark.parametrize(

@@ -114,12 +114,12 @@ def test_the_backgrounds_share_is_one_where_it_alone_moves_the_embedding() -> No
     original, moved = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     background = torch.stack([original, original, moved, original]).expand(6, 4, 2)
     both = torch.stack([original, original, moved, -original]).expand(6, 4, 2)
-    found = summarize_swaps({"background": background, "both": both})
-    assert found["background"]["share_of_the_background"] == (1.0, 1.0, 1.0)
-    assert found["background"]["other_background"][0] == 2.0
-    assert found["background"]["other_object"][0] == 0.0
+    summary = summarize_swaps({"background": background, "both": both})
+    assert summary["background"]["share_of_the_background"] == (1.0, 1.0, 1.0)
+    assert summary["background"]["other_background"][0] == 2.0
+    assert summary["background"]["other_object"][0] == 0.0
     # Squared distances 2 and 4.
-    assert found["both"]["share_of_the_background"][0] == pytest.approx(1 / 3)
+    assert summary["both"]["share_of_the_background"][0] == pytest.approx(1 / 3)
 
 
 def test_a_quarter_of_each_class_is_held_out() -> None:
@@ -179,13 +179,13 @@ def test_queries_of_the_figure_are_errors_with_the_same_background_one_of_each_c
     photos = photographs(count=12, classes=3)
     right = np.array([True] * 3 + [False] * 9)
     same = np.array([True] * 11 + [False])
-    found = AttributedErrors(np.arange(12), right, same, np.zeros(12))
-    chosen = choose_queries({"shortcut": found}, photos, 5, seed=0)
+    errors = AttributedErrors(np.arange(12), right, same, np.zeros(12))
+    chosen = choose_queries({"shortcut": errors}, photos, 5, seed=0)
     assert len(set(chosen)) == 5
     assert all(not right[i] and same[i] for i in chosen)
     assert {photos.labels[i] for i in chosen[:3]} == {1, 2, 3}
-    assert chosen == choose_queries({"shortcut": found}, photos, 5, seed=0)
-    assert len(choose_queries({"shortcut": found}, photos, 99, seed=0)) == 8
+    assert chosen == choose_queries({"shortcut": errors}, photos, 5, seed=0)
+    assert len(choose_queries({"shortcut": errors}, photos, 99, seed=0)) == 8
 
 
 def test_trunk_and_tail_are_the_network() -> None:
@@ -255,9 +255,9 @@ def test_the_command_writes_numbers_figure_and_checkpoints(run: Path) -> None:
     assert results["data"]["classes"]["unseen"] == [3, 4]
     assert set(results["retrieval"]) == set(results["swaps"]) == {"start", "shortcut", "fixed"}
     assert set(results["maps"]) == set(MAPS)
-    for found in results["maps"].values():
+    for figures in results["maps"].values():
         for model in ("shortcut", "fixed"):
-            value, low, high = found[model]["on_object"]
+            value, low, high = figures[model]["on_object"]
             assert 0 <= low <= value <= high <= 1
     assert len(results["losses"]["fixed"]) == 2
 
@@ -267,11 +267,11 @@ def test_checkpoints_are_the_networks_whose_recall_is_reported(run: Path) -> Non
     for model, name in (("shortcut", "planted"), ("fixed", "fixed")):
         network = load_checkpoint(run / f"{name}.safetensors")
         with torch.no_grad():
-            found = attribute_errors(
+            errors = attribute_errors(
                 network(as_batch(photos.pixels)), photos.labels, photos.backgrounds
             )
         recall = results_of(run)["retrieval"][model]["test"]["recall_at_1"][0]
-        assert found.right_class.mean() == recall
+        assert errors.right_class.mean() == recall
 
 
 def test_the_same_seed_gives_the_same_numbers(run: Path) -> None:
