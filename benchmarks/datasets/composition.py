@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from benchmarks.datasets.cut_outs import ObjectClass
 from benchmarks.datasets.textures import TEXTURES, TextureStore
 
-_SIZES = ((500, 375), (500, 333), (480, 360), (500, 400), (375, 500), (333, 500), (400, 400))
+SIZES = ((500, 375), (500, 333), (480, 360), (500, 400), (375, 500), (333, 500), (400, 400))
 _SMALLEST_VISIBLE_SHARE = 0.7
 
 
@@ -51,7 +51,7 @@ def compose(
         rng: where the chances come from.
         background: name of the texture; default: any.
     """
-    width, height = _SIZES[int(rng.integers(len(_SIZES)))]
+    width, height = SIZES[int(rng.integers(len(SIZES)))]
     name = TEXTURES[int(rng.integers(len(TEXTURES)))]
     name = name if background is None else background
     others = [texture for texture in TEXTURES if texture != name]

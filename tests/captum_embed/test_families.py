@@ -92,8 +92,9 @@ CASES = {
         lambda m: m.ConvNeXt([m.convnext.CNBlockConfig(24, 48, 1),
                               m.convnext.CNBlockConfig(48, None, 1)], num_classes=5)),
         8, [SQUARE, WIDE]),
-    "torchvision resnet50": ("torchvision", of_torchvision(
-        lambda m: m.resnet50(num_classes=5)), 32, [(64, 64), (64, 96)]),
+    "torchvision resnet50, small": ("torchvision", of_torchvision(
+        lambda m: m.ResNet(m.resnet.Bottleneck, [1, 1, 1, 1], num_classes=5)),
+        32, [(64, 64), (64, 96)]),
     "timm vit": ("timm", of_timm("vit_tiny_patch16_224", dynamic_img_size=True, **TINY_OF_TIMM),
                  8, [SQUARE, WIDE]),
     "timm vit, average pooling": ("timm", of_timm(

@@ -9,7 +9,9 @@ import pytest
 
 import benchmarks.core.settings
 from benchmarks.__main__ import main as run_benchmark
+from benchmarks.datasets import composition
 from captum_embed.command_line import main as command_line
+
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -29,6 +31,7 @@ def test_examples_run_as_written(page, tmp_path, monkeypatch):
     if any("pytorch_metric_learning" in block for block in blocks):
         pytest.importorskip("pytorch_metric_learning")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(composition, "SIZES", ((250, 188), (188, 250)))  # Half of what a user gets.
     exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": page.stem})
 
 

@@ -22,7 +22,9 @@ from benchmarks.ablation.variants import (
     of_axes,
 )
 from benchmarks.core.settings import ClassNumbers
+from benchmarks.datasets import composition, embedded
 from benchmarks.datasets.cub import load_cub
+from benchmarks.datasets.cut_outs import CLASSES
 from benchmarks.datasets.embedded import write_embedded
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import load_rgb
@@ -42,9 +44,12 @@ FEW = tuple(
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return write_embedded(
-        tmp_path_factory.mktemp("data") / "embedded", images_per_class=3, progress=False
-    )
+    """Six classes, at half the size."""
+    folder = tmp_path_factory.mktemp("data") / "embedded"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "CLASSES", CLASSES[:6])
+        patch.setattr(composition, "SIZES", ((250, 188), (188, 250)))
+        return write_embedded(folder, images_per_class=3, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.ablation import reductions
 from benchmarks.core.settings import INTERRUPTED
+from benchmarks.datasets import composition, embedded
+from benchmarks.datasets.cut_outs import CLASSES
 from benchmarks.datasets.embedded import write_embedded
 from benchmarks.methods import chosen_reductions, select
 
@@ -27,9 +29,12 @@ LOSS, SALIENCY = select(["layer_grad_cam_loss", "saliency"])
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_embedded(
-        tmp_path_factory.mktemp("data") / "embedded", images_per_class=2, progress=False
-    )
+    """Four classes, at half the size."""
+    folder = tmp_path_factory.mktemp("data") / "embedded"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "CLASSES", CLASSES[:4])
+        patch.setattr(composition, "SIZES", ((250, 188), (188, 250)))
+        return write_embedded(folder, images_per_class=2, progress=False)
 
 
 @pytest.fixture

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models import resnet18, resnet50
+from torch import nn
+from torchvision import models
+from torchvision.models import resnet18
+from torchvision.models.resnet import Bottleneck
 
 from captum_embed.command_line import networks, preparation
 from captum_embed.command_line.main import main
@@ -38,15 +41,21 @@ def test_the_commands_run_as_written(
         for number, folder in enumerate(("birds", "more")):
             name = f"{folder}/{('jay', 'wren')[place % 2]}/{4 * number + place}.jpg"
             draw(tmp_path / name, 10 + 4 * number + place)
-    # Pretrained weights are downloaded, and each network is made once; all else is as written.
+    # Networks have few blocks and no pretrained weights, which are downloaded, and each is made
+    # once; all else is as written.
     monkeypatch.setattr(preparation, "load_network", cache(networks.load_network))
-    state = resnet50().state_dict()
+    make, create = models.get_model, timm.create_model
+
+    def with_few_blocks(name: str, **settings: Any) -> nn.Module:
+        return models.ResNet(Bottleneck, [1] * 4) if name == "resnet50" else make(name, **settings)
+
+    state = with_few_blocks("resnet50").state_dict()
+    monkeypatch.setattr(models, "get_model", with_few_blocks)
     monkeypatch.setattr(networks, "torchvision_state", lambda name, weights: state)
-    create: Any = timm.create_model
     monkeypatch.setattr(
         timm,
         "create_model",
-        lambda name, **settings: create(name, **{**settings, "pretrained": False}),
+        lambda name, **settings: create(name, **{**settings, "pretrained": False, "depth": 2}),
     )
     commands = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) == 14

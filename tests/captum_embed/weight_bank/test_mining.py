@@ -1,5 +1,7 @@
 import itertools
 from collections import Counter
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -61,11 +63,9 @@ def test_a_pool_of_references_bounds_the_search_and_is_searched_exactly() -> Non
         )
         assert set(tuples.active.any(1).nonzero()[:, 0].tolist()) <= set(anchors.tolist())
         for anchor in anchors.tolist():
-            every = [
-                loss_of(forward, e, labels, anchor, refs)
-                for refs in all_tuples(forward, labels, anchor)
-                if set(refs) <= set(pool.tolist())
-            ]
+            pooled = set(pool.tolist())
+            within = [t for t in all_tuples(forward, labels, anchor) if pooled.issuperset(t)]
+            every = losses_of(forward, e, labels, anchor, within)
             expected = [loss for loss in sorted(every, reverse=True)[:5] if loss != 0]
             losses = mined_losses(forward, e, labels, tuples, anchor)
             assert losses == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -121,10 +121,16 @@ def test_a_distance_of_ones_own_is_searched_by_itself() -> None:
 
 
 def all_tuples(forward: MetricForward, labels: Tensor, anchor: int) -> list[tuple[int, ...]]:
+    return tuples_of_roles(forward.reference_roles, tuple(labels.tolist()), anchor)
+
+
+@cache
+def tuples_of_roles(
+    roles: tuple[str, ...], labels: tuple[int, ...], anchor: int
+) -> list[tuple[int, ...]]:
     def fits(references: tuple[int, ...]) -> bool:
-        classes = [int(labels[i]) for i in references]
-        own, others = int(labels[anchor]), []
-        for role, label in zip(forward.reference_roles, classes, strict=True):
+        own, others = labels[anchor], []
+        for role, label in zip(roles, (labels[i] for i in references), strict=True):
             if role == "same" and label != own:
                 return False
             if role == "different":
@@ -133,15 +139,20 @@ def all_tuples(forward: MetricForward, labels: Tensor, anchor: int) -> list[tupl
                 others.append(label)
         return anchor not in references
 
-    every = itertools.permutations(range(len(labels)), len(forward.reference_roles))
-    return [references for references in every if fits(references)]
+    return [each for each in itertools.permutations(range(len(labels)), len(roles)) if fits(each)]
 
 
-def loss_of(forward: MetricForward, e: Tensor, labels: Tensor, anchor: int, refs: Any) -> float:
-    arguments = [e[i] for i in refs]
+def losses_of(
+    forward: MetricForward, e: Tensor, labels: Tensor, anchor: int, tuples: Sequence[Sequence[int]]
+) -> list[float]:
+    if not tuples:
+        return []
+    columns = torch.tensor(tuples).unbind(1)
+    arguments = [e[column] for column in columns]
     if forward.reference_roles == ("any",):
-        arguments.append(labels[anchor] == labels[refs[0]])
-    return float(forward.tuple_loss(e[anchor], *arguments))
+        arguments.append(labels[anchor] == labels[columns[0]])
+    losses: list[float] = forward.tuple_loss(e[anchor].expand(len(tuples), -1), *arguments).tolist()
+    return losses
 
 
 def mined_losses(
@@ -150,17 +161,14 @@ def mined_losses(
     kept = tuples.references[anchor][tuples.active[anchor]].tolist()
     assert len(set(map(tuple, kept))) == len(kept)
     assert set(map(tuple, kept)) <= set(all_tuples(forward, labels, anchor))
-    return [loss_of(forward, e, labels, anchor, refs) for refs in kept]
+    return losses_of(forward, e, labels, anchor, kept)
 
 
 def check_hardest(forward: MetricForward, e: Tensor, labels: Tensor, count: int) -> None:
     tuples = mine_tuples(forward, e, labels, num_tuples=count, mining="hardest", seed=0)
     assert tuples.references.shape == (len(e), count, len(forward.reference_roles))
     for anchor in range(len(e)):
-        losses = [
-            loss_of(forward, e, labels, anchor, refs)
-            for refs in all_tuples(forward, labels, anchor)
-        ]
+        losses = losses_of(forward, e, labels, anchor, all_tuples(forward, labels, anchor))
         expected = [loss for loss in sorted(losses, reverse=True)[:count] if loss != 0]
         actual = mined_losses(forward, e, labels, tuples, anchor)
         assert actual == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -202,10 +210,7 @@ def test_random_tuples_are_distinct_tuples_of_the_anchor(forward: MetricForward)
         tuples = mine_tuples(forward, e, labels, num_tuples=count, mining="random", seed=3)
         for anchor in range(9):
             losses = mined_losses(forward, e, labels, tuples, anchor)
-            every = [
-                loss_of(forward, e, labels, anchor, refs)
-                for refs in all_tuples(forward, labels, anchor)
-            ]
+            every = losses_of(forward, e, labels, anchor, all_tuples(forward, labels, anchor))
             assert len(losses) <= min(count, len(every))
             if count == 1000:  # all there are, and so all that have a loss
                 assert sorted(losses) == pytest.approx(sorted(x for x in every if x != 0))
@@ -327,7 +332,7 @@ def test_losses_are_those_of_the_forward_and_differentiable_in_the_anchor_alone(
     own = e[anchors].detach().requires_grad_()
     forward = TripletForward(IDENTITY, margin=9.0)
     losses = tuple_losses(forward, own, e.detach(), labels, anchors, references)
-    expected = [loss_of(forward, e.detach(), labels, 0, refs) for refs in ([1, 3], [2, 4])]
+    expected = losses_of(forward, e.detach(), labels, 0, [[1, 3], [2, 4]])
     assert losses[0].tolist() == pytest.approx(expected, rel=1e-5)
     losses.sum().backward()
     torch.testing.assert_close(own.grad, 2 * (e[3] + e[4] - e[1] - e[2]).detach()[None])

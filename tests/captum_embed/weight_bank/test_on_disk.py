@@ -257,7 +257,7 @@ def test_what_was_compared_on_loading_is_not_read_again(
     real = Path.open
 
     def watched(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if mode == "rb":
+        if mode == "rb" and path.name != "manifest.json":
             read.append(path)
         return real(path, mode, *arguments, **options)
 

@@ -19,14 +19,14 @@ IDENTITY = nn.Identity()
 
 def distance(kind: str, x: Tensor, y: Tensor) -> Tensor:
     if kind == "cosine":
-        return 1 - (x @ y) / (x.norm() * y.norm())
-    return ((x - y) ** 2).sum()
+        return 1 - (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+    return ((x - y) ** 2).sum(-1)
 
 
 def mean_over_every_tuple(
     forward: MetricForward, anchor: Tensor, e: Tensor, labels: list[int], own: int
 ) -> Tensor:
-    """The mean loss without its hinge, one tuple after the other."""
+    """The mean loss without its hinge, of a list of all tuples."""
     kind, others = str(forward.distance), [i for i in range(len(labels)) if i != own]
     same = [i for i in others if labels[i] == labels[own]]
     different = [i for i in others if labels[i] != labels[own]]
@@ -34,22 +34,16 @@ def mean_over_every_tuple(
         signs = [
             -1 if forward.loss == "contrastive" and labels[i] != labels[own] else 1 for i in others
         ]
-        pairs = zip(signs, others, strict=True)
-        values = [sign * distance(kind, anchor, e[i]) for sign, i in pairs]
-    elif isinstance(forward, TripletForward):
-        values = [
-            distance(kind, anchor, e[p]) - distance(kind, anchor, e[n])
-            for p, n in itertools.product(same, different)
-        ]
-    else:
-        values = [
-            2 * distance(kind, anchor, e[p])
-            - distance(kind, anchor, e[n])
-            - distance(kind, e[n], e[m])
-            for p, n, m in itertools.product(same, different, different)
-            if labels[n] != labels[m]
-        ]
-    return torch.stack(values).mean()
+        return (torch.tensor(signs) * distance(kind, anchor, e[others])).mean()
+    if isinstance(forward, TripletForward):
+        p, n = zip(*itertools.product(same, different), strict=True)
+        return (distance(kind, anchor, e[list(p)]) - distance(kind, anchor, e[list(n)])).mean()
+    every = [
+        t for t in itertools.product(same, different, different) if labels[t[1]] != labels[t[2]]
+    ]
+    positives, first, second = (e[list(column)] for column in zip(*every, strict=True))
+    near = distance(kind, anchor, positives)
+    return (2 * near - distance(kind, anchor, first) - distance(kind, first, second)).mean()
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.datasets import embedded
+from benchmarks.datasets import composition, embedded
 from benchmarks.datasets.cut_outs import CLASSES
 from benchmarks.datasets.records import DatasetError
 from benchmarks.networks.build import load_checkpoint
@@ -40,10 +40,11 @@ SIDE = 96
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[None]:
-    """Four classes, two of them trained on."""
+    """Small photographs of four classes, two of them trained on."""
     with pytest.MonkeyPatch.context() as patch:
         chosen = tuple(c for c in CLASSES if c.name in ("Coin", "Cup", "Retina", "Rocket"))
         patch.setattr(embedded, "CLASSES", chosen)
+        patch.setattr(composition, "SIZES", ((125, 100), (100, 125)))
         patch.setattr(shortcut_data, "BACKGROUND_OF_CLASS", PLANTED)
         patch.setattr(command, "BACKGROUND_OF_CLASS", PLANTED)
         yield
