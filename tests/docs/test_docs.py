@@ -12,7 +12,6 @@ from benchmarks.__main__ import main as run_benchmark
 from benchmarks.datasets import composition
 from captum_embed.command_line import main as command_line
 
-
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
