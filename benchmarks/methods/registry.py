@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from benchmarks.methods import (
-    captum_backpropagation,
     captum_deep_lift,
     captum_inputs,
     captum_layers,
@@ -17,9 +17,34 @@ from benchmarks.methods import (
     rivals_of_scores,
 )
 from benchmarks.methods.chosen_reductions import with_chosen_reductions
-from benchmarks.methods.last_block import at_last_block
-from benchmarks.methods.method import Method
+from benchmarks.methods.method import (
+    RECOMMENDED_LAYER,
+    Explainer,
+    Method,
+    MethodUnavailableError,
+    Subject,
+)
 from captum_embed.errors import InputError
+
+
+def at_last_block(method: Method) -> Method:
+    """The same method at the layer of our recipe for boxes, in front of the last activation."""
+
+    def build(subject: Subject) -> Explainer:
+        layer = subject.other_layers.get(RECOMMENDED_LAYER, subject.layer)
+        if layer is subject.layer:
+            raise MethodUnavailableError("the last block is the layer of the run")
+        return method.build(replace(subject, layer=layer))
+
+    return replace(
+        method,
+        name=f"{method.name}_block",
+        title=f"{method.title}, last block",
+        explains=f"{method.explains}, at the last block",
+        build=build,
+        layers=(RECOMMENDED_LAYER,),
+    )
+
 
 _OF_LAYERS = (
     *captum_layers.METHODS,
@@ -37,7 +62,6 @@ METHODS: dict[str, Method] = {
         _OF_LAYERS,
         tuple(at_last_block(method) for method in _OF_LAYERS),
         captum_inputs.METHODS,
-        captum_backpropagation.METHODS,
         captum_paths.METHODS_OF_PIXELS,
         captum_deep_lift.METHODS_OF_PIXELS,
         captum_lrp.METHODS_OF_PIXELS,
