@@ -3,7 +3,7 @@
 :data:`LOCALIZE`: where is the object? :data:`TRANSFER`: where does what raises a match differ from
 the background? :data:`EXPLAIN`: what does the match rest on? :data:`PAPER`: Chen et al. as we read
 them. What a recipe answers, and how well, is measured by
-``python -m benchmarks``; the settings were chosen on training species alone.
+``python -m benchmarks`` in a checkout; the settings were chosen on training species alone.
 """
 
 from __future__ import annotations

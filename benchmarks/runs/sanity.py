@@ -44,6 +44,7 @@ from benchmarks.protocols.registry import PROTOCOLS
 from benchmarks.report.chart_parts import save_charts
 from benchmarks.report.sanity import as_markdown, sanity_chart
 from benchmarks.results.files import package_versions
+from benchmarks.results.images import ImageTable
 from benchmarks.runs.evaluation import Bench, EvaluationPlan
 from benchmarks.runs.folder import RunFolder
 from benchmarks.runs.localize import chosen_data, identity, plan_of, prepare
@@ -257,12 +258,23 @@ def _report(
         "floor": FLOOR,
         "methods": about,
         "summary": summary(records, able, [*stages, FLOOR], settings.num_resamples),
-        "images": records,
     }
     path = write_json(run.path / "sanity.json", results)
+    images = ImageTable.from_records(map(_by_stage, records)).write(run.path)
     table = as_markdown(results)
     write_text(run.path / "sanity.md", table)
     figures = save_charts(run.path, {"sanity": sanity_chart(results)})
     print(table)
-    print("\n".join(str(one) for one in (path, run.path / "sanity.md", *figures)))
+    print("\n".join(str(one) for one in (path, images, run.path / "sanity.md", *figures)))
     return path
+
+
+def _by_stage(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of the check as one of several protocols: its stages."""
+    methods = record["methods"]
+    stages = dict.fromkeys(stage for of_method in methods.values() for stage in of_method)
+    shown = {
+        stage: {"methods": {name: of[stage] for name, of in methods.items()}, "floors": {}}
+        for stage in stages
+    }
+    return {"key": record["key"], "label": record["label"], "protocols": shown}

@@ -14,6 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.core.settings import INTERRUPTED
 from benchmarks.methods import select
 from benchmarks.protocols.registry import PROTOCOLS
+from benchmarks.results.images import ImageTable
 from benchmarks.runs import sanity
 
 NETWORK = """
@@ -115,10 +116,14 @@ def test_every_method_is_compared_at_every_stage(checked: Checked) -> None:
     assert list(result["summary"]) == METHODS.split(",")
     assert result["num_images"] == 3
     assert result["data"]["train"]["images"] == 4
+    assert "images" not in result, "they are a table of their own"
+    images = ImageTable.read(checked.folder)
     for name, stages in result["summary"].items():
         for stage, figures in stages.items():
+            rows = images.rows(stage, name)
+            assert len(rows) == 3
             for figure in sanity.FIGURES:
-                values = [image["methods"][name][stage][figure] for image in result["images"]]
+                values = [row[figure] for row in rows]
                 mean, low, high = figures[figure]
                 assert mean == pytest.approx(np.mean(values))
                 assert low <= mean <= high
