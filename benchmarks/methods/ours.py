@@ -93,7 +93,9 @@ def transferred(
         return explain
 
     family: Family = "ours" if control is None else "control"
-    what = what or f"weights of the {recipe.num_neighbors} nearest training images ({explains})"
+    count = recipe.num_neighbors
+    lent_by = "nearest training image" if count == 1 else f"{count} nearest training images"
+    what = what or f"weights of the {lent_by} ({explains})"
     return Method(
         name, title, family, what, build, bank=spec, needs_tuples=False, shares_forward=True
     )

@@ -249,17 +249,17 @@ def images_of(results: Mapping[str, Any]) -> str:
     data, num_images = results["data"], results["counts"]["images"]
     fewer = fewer_images(results)
     return f"{data['name']}, {num_images} images of classes {data['test']['classes']}" + (
-        f"; {fewer[0]} methods on {fewer[1]} of them" if fewer else ""
+        f"; {fewer}" if fewer else ""
     )
 
 
-def fewer_images(results: Mapping[str, Any]) -> tuple[int, str] | None:
-    """How many methods were measured on fewer images than the others, and on how many images.
+def fewer_images(results: Mapping[str, Any]) -> str:
+    """How many methods were measured on fewer images than the others, and on how many of them.
 
     Example:
         >>> numbers = {name: {"boxes": {"num_images": n}} for name, n in (("a", 9), ("b", 2))}
         >>> fewer_images({"summary": numbers})
-        (1, '2')
+        '1 method on 2 of them'
     """
     summary: Mapping[str, Mapping[str, Any]] = results["summary"]
     fewer: dict[str, int] = {}
@@ -268,9 +268,10 @@ def fewer_images(results: Mapping[str, Any]) -> tuple[int, str] | None:
         most = max(counts.values())
         fewer |= {name: count for name, count in counts.items() if count < most}
     if not fewer:
-        return None
+        return ""
     least, most = min(fewer.values()), max(fewer.values())
-    return len(fewer), f"{least}" if least == most else f"{least} to {most}"
+    count = f"{least}" if least == most else f"{least} to {most}"
+    return f"{len(fewer)} method{'s' if len(fewer) > 1 else ''} on {count} of them"
 
 
 def counts_text(counts: Mapping[str, Any], data: Mapping[str, Any]) -> str:

@@ -114,7 +114,7 @@ def test_rows_are_sorted_by_the_first_leading_figure(
 def test_methods_measured_on_fewer_images_say_so(page: Page) -> None:
     assert "Occlusion (n = 4)" in page.text
     assert "Eigen-CAM (n" not in page.text
-    assert "1 methods on 4 of them" in page.text
+    assert "1 method on 4 of them" in page.text
 
 
 def test_text_from_outside_is_escaped(html: str, page: Page) -> None:

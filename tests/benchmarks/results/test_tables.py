@@ -106,5 +106,5 @@ def test_titles_say_that_some_methods_saw_fewer_images() -> None:
     # One image has no crop; nothing was left out on purpose.
     assert images_of(results) == "Birds, 10 images of classes 3-4"
     results["summary"] |= {"c": counted(2, 2), "d": counted(4, 4)}
-    assert fewer_images(results) == (2, "2 to 4")
+    assert fewer_images(results) == "2 methods on 2 to 4 of them"
     assert images_of(results) == "Birds, 10 images of classes 3-4; 2 methods on 2 to 4 of them"
