@@ -147,10 +147,10 @@ class EncoderRuns:
         ):
             tensors = [tensor for shard in execution.shards for tensor in shard]
             if embeddings.requires_grad:
-                found = torch.autograd.grad(
+                of_all = torch.autograd.grad(
                     (embeddings * factors).sum(), tensors, allow_unused=True, retain_graph=True
                 )
-                gradients = [gradient for gradient in found if gradient is not None]
+                gradients = [gradient for gradient in of_all if gradient is not None]
                 if gradients and self.layout == "tokens":
                     places = [self._channels_first(each, run.image_size) for each in gradients]
                     require_gradient_of_places(gradients, places, layer, self.encoder)

@@ -136,11 +136,11 @@ class FaissIndex:
         """The structure without the rows, for :meth:`restore`."""
         if self.kind == "hnsw":
             graph = self._index.hnsw
-            found = {
+            graph_arrays = {
                 name: self._faiss.vector_to_array(getattr(graph, name)).astype(np.int32)
                 for name in ("levels", "neighbors")
             }
-            return {**found, "entry_point": np.array([graph.entry_point], np.int64)}
+            return {**graph_arrays, "entry_point": np.array([graph.entry_point], np.int64)}
         if self.kind == "ivf":
             lists = self._index.invlists
             list_of = np.empty(self.count, np.int64)

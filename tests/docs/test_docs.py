@@ -36,7 +36,7 @@ def test_examples_run_as_written(page, tmp_path, monkeypatch):
 
 def commands(page: Path) -> list[list[str]]:
     """The words of every command of ours, from its name on."""
-    found = []
+    words = []
     for language, block in re.findall(r"^```(.*?)\n(.*?)^```$", page.read_text(), re.M | re.S):
         lines = block.replace("\\\n", " ").splitlines() if language in ("sh", "") else []
         for line in lines:
@@ -45,8 +45,8 @@ def commands(page: Path) -> list[list[str]]:
                 line.partition(" #")[0],
             )
             if command:
-                found.append(shlex.split(command[0].removeprefix("-m ")))
-    return found
+                words.append(shlex.split(command[0].removeprefix("-m ")))
+    return words
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
