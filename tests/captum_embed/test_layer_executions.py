@@ -70,8 +70,8 @@ class Skips(nn.Module):
     def forward(self, x):
         features = self.below(x)
         output = self.layer(features)
-        found = self.above(output if self.uses_output else features) + features[..., 1:-1, 1:-1]
-        return found.square().mean((1, 2, 3))
+        combined = self.above(output if self.uses_output else features) + features[..., 1:-1, 1:-1]
+        return combined.square().mean((1, 2, 3))
 
 
 def skipping():
