@@ -37,7 +37,7 @@ class LayerRecorder:
         self._own: list[tuple[Tensor, ...]] = []
         self._of_workers: list[tuple[Tensor, ...]] = []
         self._shared: list[tuple[Tensor, int]] = []
-        self._cut, self._at_input = cut, False
+        self._cut, self._at_input, self._in_place = cut, False, False
         self._thread = threading.get_ident()
         self._older_threads = frozenset(threading.enumerate())
         self._other_calls = False
@@ -52,6 +52,9 @@ class LayerRecorder:
                 "layers cannot be watched; give the network as it was before torch.jit"
             )
         self._at_input = at_input
+        # Dropout of a network in evaluation changes nothing, whatever it is told.
+        activation = type(layer).__module__ == "torch.nn.modules.activation"
+        self._in_place = activation and not at_input and bool(getattr(layer, "inplace", False))
         with _REGISTRATION:
             _CALLS[self._thread] += 1
             if at_input:
@@ -85,10 +88,12 @@ class LayerRecorder:
             )
         # The graph of a thread that may not be ours is left whole.
         detach = self._cut and own and not self._own
+        tags = self._tags
+        sources = [None if tags is None else tags.sources([items[i]]) for i in places]
         recorded = tuple(self._recorded(items[i], detach, args) for i in places)
-        if self._tags is not None:
-            for i, tensor in zip(places, recorded, strict=True):
-                self._tags.remember(tensor, self._tags.sources([items[i]]))
+        if tags is not None:
+            for tensor, source in zip(recorded, sources, strict=True):
+                tags.remember(tensor, source)
         if own:
             self._own.append(recorded)
         else:
@@ -108,6 +113,9 @@ class LayerRecorder:
             return tensor.detach().clone()
         # A skip connection may use what goes into the layer, or what it changed in place.
         if any(tensor is each for each in args):
+            # What used it before the change does not count, so all that counts comes later.
+            if detach and self._in_place and not tensor._is_view():
+                tensor.detach_()
             # Tensors made in inference mode do not count their changes, and have no graph.
             self._shared += [] if tensor.is_inference() else [(tensor, tensor._version)]
         elif detach:

@@ -282,7 +282,10 @@ def require_layout(
     ):
         raise _refused(shape, layout, named, None)
     last = _channels_are_last(shape, layer, tuple(image.shape))
-    if tensor.dim() == image.dim() == 3 and layout == "channels_first" and _widths(layer)[0]:
+    of_images = any(
+        isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in layer.modules()
+    )
+    if tensor.dim() == image.dim() == 3 and of_images:
         raise LayerError(
             f"the layer{named} has shape {shape} for an input of shape {tuple(image.shape)}; is "
             "that one image? expected (N, C, H, W): pass image[None]"

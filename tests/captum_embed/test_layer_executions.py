@@ -102,6 +102,13 @@ def test_connections_past_the_layer_count_as_in_captum(network, at_input, frozen
         torch.testing.assert_close(maps.detach(), expected.detach())
 
 
+def test_the_graph_below_an_activation_in_place_is_freed():
+    for layer, freed in ((nn.ReLU(inplace=True), True), (nn.Identity(), False)):
+        _, (execution,) = run_layer(Skips(layer), layer, (torch.rand(2, 3, 8, 7),))
+        assert execution.tensors[0].is_leaf is freed
+        assert execution.tensors[0].requires_grad
+
+
 def test_what_the_network_changes_in_place_later_is_refused():
     layer, image = nn.Conv2d(3, 3, 1), torch.rand(2, 3, 5, 5)
 
