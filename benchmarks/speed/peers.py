@@ -1,7 +1,7 @@
 """One map of a similarity against the libraries that a user would take instead.
 
-They are installed for the benchmark only: ``pip install captum-embed[peers]``. Each is used as its
-own documentation says, on a network whose parameters require gradients, as networks do.
+They are installed for the benchmark only. Each is used as its own documentation says, on a network
+whose parameters require gradients, as networks do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.speed.comparison import WIDTH, Comparison, Scene
 from captum_embed import EmbeddingLayerGradCam, SimilarityForward, rivals
 
-INSTALL = "pip install captum-embed[peers]"
+INSTALL = "pip install grad-cam torchcam faiss-cpu"
 _TITLES = {"captum": "Captum", "pytorch_grad_cam": "pytorch-grad-cam", "torchcam": "TorchCAM"}
 
 

@@ -81,7 +81,7 @@ def test_what_is_not_installed_has_a_row_that_says_how(
     assert len(rows) == 5
     assert all(row.ratio is None and row.seconds is None for row in rows)
     table = as_markdown(rows, {}, "command")
-    assert table.count("pip install captum-embed[peers]") == 4
+    assert table.count("pip install grad-cam torchcam faiss-cpu") == 4
     assert table.count("pip install faiss-cpu") == 1
 
 
