@@ -248,8 +248,8 @@ TRANSFER = Recipe(
 """The distance of LOCALIZE, with the sign of the evidence that a bank's weights give.
 
 Meant for a bank: the mean over many entries names the object, the weights of a single image its
-class. With uniform weights its sign is arbitrary, and the boxes are worse. Where the bank is averaged
-whole, the sign can mean nothing: measure it beside ``control_transfer_uniform`` on your data.
+class. With uniform weights its sign is arbitrary, and the boxes are worse. Averaged over
+a whole bank, the sign can mean nothing: measure beside ``control_transfer_uniform`` on your data.
 """
 
 EXPLAIN = Recipe(
