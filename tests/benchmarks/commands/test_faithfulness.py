@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +235,8 @@ def retrieval(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
     """What retrieval is said to follow; these tiny networks learn little."""
     recall = {name: {"mark": 0.1, "class": 0.8} for name in ("absent", "random")}
     recall["tied"] = {"mark": 0.9, "class": 0.05}
-    shares = iter([recall[name] for name in NETWORKS])
-    monkeypatch.setattr(marked, "followed", lambda *_: next(shares))
+    networks = cycle(NETWORKS)
+    monkeypatch.setattr(marked, "followed", lambda *_: recall[next(networks)])
     return recall
 
 
