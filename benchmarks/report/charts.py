@@ -221,38 +221,46 @@ def plane_chart(
     results: Mapping[str, Any], across: Mapping[str, Any], up: Mapping[str, Any], looks: Looks
 ) -> Any | None:
     """Every method by two figures of merit, with both intervals; None where none has both."""
-    layers, present = _plane(results, across, up, looks)
+    rows, present = _plane_rows(results, across, up, looks)
+    if not rows:
+        return None
     about = "With the 95% intervals of both: what does well by one need not by the other."
     title = f"{across['heading']} and {up['heading']}"
-    return chart(layers, present, title, about) if present else None
+    return chart(_plane(rows, present, across, up), present, title, about)
 
 
 def planes_chart(planes: Sequence[tuple[str, Mapping[str, Any], str, str]]) -> Any:
     """Several runs one above the other, each as in `plane_chart`.
 
+    A method looks in all of them as in the first that has it.
+
     Args:
         planes (sequence of tuple): title, content of results.json, and the keys of the figures on
             the horizontal and the vertical axis, of which the run has both.
     """
-    panels: list[Any] = []
     shown: dict[str, Look] = {}
+    parts: list[tuple[str, list[dict[str, Any]], Mapping[str, Any], Mapping[str, Any]]] = []
     for title, results, *keys in planes:
         across, up = ({f["key"]: f for f in results["figures"]}[key] for key in keys)
-        layers, present = _plane(results, across, up, looks_of_run(results))
-        if present:
+        rows, present = _plane_rows(results, across, up, {**looks_of_run(results), **shown})
+        if rows:
             shown |= {look.method: look for look in present}
-            # It is made for a file, in which nobody zooms.
-            for layer in layers:
-                layer.params = alt.Undefined
-            panel = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=title)
-            panels.append(panel)
+            parts.append((title, rows, across, up))
+    panels: list[Any] = []
+    for title, rows, across, up in parts:
+        # One scale of colours serves all panels, so each names all methods.
+        layers = _plane(rows, list(shown.values()), across, up)
+        # It is made for a file, in which nobody zooms.
+        for layer in layers:
+            layer.params = alt.Undefined
+        panels.append(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=title))
     return alt.vconcat(*panels, spacing=30).add_params(*parameters(shown.values()))
 
 
-def _plane(
+def _plane_rows(
     results: Mapping[str, Any], across: Mapping[str, Any], up: Mapping[str, Any], looks: Looks
-) -> tuple[list[Any], list[Look]]:
-    """Layers and methods of `plane_chart`."""
+) -> tuple[list[dict[str, Any]], list[Look]]:
+    """The methods that have both figures, and their looks."""
     rows = []
     for name, look in looks.items():
         first, second = (figure_of(results, name, figure) for figure in (across, up))
@@ -260,13 +268,20 @@ def _plane(
             upright = row_of(look, up, second)
             both = {f"{key}_up": upright[key] for key in ("value", "low", "high", "text")}
             rows.append({**row_of(look, across, first), **both})
-    if not rows:
-        return [], []
-    present = [looks[row["method"]] for row in rows]
+    return rows, [looks[row["method"]] for row in rows]
+
+
+def _plane(
+    rows: Sequence[Mapping[str, Any]],
+    present: Sequence[Look],
+    across: Mapping[str, Any],
+    up: Mapping[str, Any],
+) -> list[Any]:
+    """Layers of `plane_chart`."""
     x, y = value_axis(alt.X, rows, across), value_axis(alt.Y, rows, up, "_up")
     tips = [alt.Tooltip("text_up:N", title="vertical")]
     layers = points(rows, present, x, y, {"x": "", "y": "_up"}, tips)
-    return layers + names(rows, present, x, y, beside=False), present
+    return layers + names(rows, present, x, y, beside=False)
 
 
 def intervals_chart(results: Mapping[str, Any], figure: Mapping[str, Any], looks: Looks) -> Any:

@@ -17,7 +17,7 @@ from benchmarks.report.charts import (
     planes_chart,
     save_charts,
 )
-from benchmarks.report.looks import looks_of_run
+from benchmarks.report.looks import GREY, looks_of_run
 
 
 def expressions(spec: Any) -> list[str]:
@@ -172,3 +172,22 @@ def test_runs_stand_one_above_the_other(shared_results: dict[str, Any]) -> None:
     spec = planes_chart(planes).to_dict()
     assert [panel["title"] for panel in spec["vconcat"]] == ["one", "two"]
     assert vl_convert.vegalite_to_svg({**spec, "config": CONFIG}).count("Eigen-CAM") >= 2
+
+
+def test_a_method_looks_the_same_in_every_run(shared_results: dict[str, Any]) -> None:
+    # The floor comes in the second run alone, where it must not take the colour of another.
+    first = {**shared_results, "summary": {**shared_results["summary"], "centre_box": {}}}
+    planes = [("one", first, "accuracy_at_0.2", "score")]
+    planes.append(("two", shared_results, "accuracy_at_0.2", "score"))
+    spec = planes_chart(planes).to_dict()
+    scales = [
+        tuple(zip(scale["domain"], scale["range"], strict=True))
+        for panel in spec["vconcat"]
+        for layer in panel["layer"]
+        for channel in ("color", "fill", "stroke")
+        if "domain" in (scale := layer["encoding"].get(channel, {}).get("scale", {}))
+    ]
+    assert len(scales) >= 4
+    assert len(set(scales)) == 1
+    assert shared_results["summary"]["centre_box"]
+    assert dict(scales[0])["Centre box"] == GREY
