@@ -234,10 +234,15 @@ def as_text(rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A GitHub table, numbers to the right."""
+    """A GitHub table, words to the left and numbers to the right."""
     heading, *body = ("| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows)
-    rule = "|---|" + "---:|" * (len(rows[0]) - 1)
-    return "\n".join([heading, rule, *body])
+    _, *others = zip(*rows, strict=True)
+    rule = ["---", *("---" if any(map(_holds_words, each[1:])) else "---:" for each in others)]
+    return "\n".join([heading, f"|{'|'.join(rule)}|", *body])
+
+
+def _holds_words(cell: str) -> bool:
+    return sum(map(str.isalpha, cell)) > sum(map(str.isdigit, cell))
 
 
 def _escaped(cell: str) -> str:
