@@ -1,4 +1,4 @@
-"""Builds sdist and wheel, and tries the wheel in an environment that holds nothing else.
+"""Builds the sdist, and from it the wheel, and tries the wheel where nothing else is installed.
 
 ``python tests/packaging/smoke.py``. The environment sees the packages that the wheel declares,
 and theirs, by links to those of this interpreter (torch alone is gigabytes), and no others: what
@@ -23,12 +23,17 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python")
 TRY = """
-import sys, pathlib, numpy, torch
+import importlib, pathlib, pkgutil, sys, numpy, torch
 from torch import nn
 import captum_embed
 from captum_embed.command_line.main import main
 
 assert str(pathlib.Path(captum_embed.__file__)).startswith(sys.prefix), captum_embed.__file__
+for name in captum_embed.__all__:
+    getattr(captum_embed, name)
+for module in pkgutil.walk_packages(captum_embed.__path__, "captum_embed."):
+    if not module.name.endswith(".__main__"):
+        importlib.import_module(module.name)
 encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 grad_cam = captum_embed.EmbeddingLayerGradCam(captum_embed.TripletForward(encoder), encoder[0])
 maps = grad_cam.attribute(tuple(torch.rand(3, 2, 3, 8, 8)))
@@ -55,7 +60,7 @@ def main() -> None:
         run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
         (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
         with tarfile.open(sdist) as archive:
-            names = {name.partition("/")[2] for name in archive.getnames()}
+            of_sdist = {name.partition("/")[2] for name in archive.getnames()}
         for needed in (
             "README.md",
             "LICENSE",
@@ -63,7 +68,12 @@ def main() -> None:
             "tests/conftest.py",
             "docs/index.md",
         ):
-            require(needed in names, f"the sdist lacks {needed}")
+            require(needed in of_sdist, f"the sdist lacks {needed}")
+        with zipfile.ZipFile(wheel) as archive:
+            of_wheel = set(archive.namelist())
+        for file in files_of_the_package():
+            require(file in of_sdist, f"the sdist lacks {file}")
+            require(file in of_wheel, f"the wheel lacks {file}")
         metadata = require_metadata(wheel)
         python = environment(folder / "empty", wheel, metadata)
         work = folder / "work"
@@ -72,6 +82,12 @@ def main() -> None:
         run(python.parent / "captum-embed", "--help", cwd=work)
         run(python, "-c", TRY, cwd=work)
     print(f"{sdist.name} and {wheel.name}: built, installed and tried")
+
+
+def files_of_the_package() -> list[str]:
+    """Modules, templates and the marker of types, as they lie in the checkout."""
+    paths = [path for path in (ROOT / "captum_embed").rglob("*") if path.is_file()]
+    return sorted(str(path.relative_to(ROOT)) for path in paths if path.suffix != ".pyc")
 
 
 def require_metadata(wheel: Path) -> Message:

@@ -81,7 +81,7 @@ def test_markdown_has_a_rule_and_as_many_cells_in_each_row() -> None:
 
 
 def test_markdown_has_words_on_the_left_and_numbers_on_the_right() -> None:
-    rows = [["method", "reduction", "empty", "best"], ["A", "-", "0 (of 90)", "033.Grey_Wren 1 (9)"]]
+    rows = [["method", "reduction", "empty", "best"], ["A", "-", "0 (of 90)", "33.Jay_Bird 1 (9)"]]
     rows.append(["B", "sum, smoothed 0.04", "-", "-"])
     assert as_markdown(rows).splitlines()[1] == "|---|---|---:|---|"
     assert as_markdown(rows[:1]).splitlines()[1] == "|---|---:|---:|---:|"
