@@ -23,8 +23,8 @@ class LayerTupleGradCam(LayerAttribution, GradientAttribution):
 
     A metric loss, or a similarity, reads several images through one encoder. LayerGradCam keeps
     what a layer put out last, and so explains one of them. This class gives one attribution for
-    each input. The encoder may run once for each input, in their order, or once on all of them
-    concatenated.
+    each input. The encoder may run once for each input, or once on all of them concatenated. The
+    inputs must be encoded in their order: another order cannot be told, and swaps attributions.
 
     Args:
         forward_func (Callable): The forward function of the model or any modification of it. It
