@@ -310,9 +310,11 @@ def _transparent(cmap: str | Colormap, alpha: float) -> Colormap:
         raise InputError(f"alpha_overlay is {alpha}; expected a share in [0, 1]")
     if isinstance(cmap, str) and cmap not in colormaps:
         raise InputError(f"cmap is {cmap!r}; expected the name of a diverging matplotlib colormap")
-    steps = np.linspace(-1, 1, 255)
+    # Many small steps: larger ones show as contours at zero. Above 0.7, weak signs look alike to
+    # some colour vision; below, zero shows as a line.
+    steps = np.linspace(-1, 1, 2047)
     colours = (colormaps[cmap] if isinstance(cmap, str) else cmap)((steps + 1) / 2)
-    colours[:, 3] = alpha * np.sqrt(np.abs(steps))
+    colours[:, 3] = alpha * np.abs(steps) ** 0.7
     return ListedColormap(colours)
 
 

@@ -1,7 +1,12 @@
-"""Every Python block of the README and the docs runs as written, from top to bottom of its page."""
+"""Every Python block of the README and the docs runs as written, from top to bottom of its page.
+
+Notebooks run when the site is built. Commands are parsed, or run where that takes seconds
+(``tests/captum_embed/command_line/test_how_to.py``).
+"""
 
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +18,18 @@ from benchmarks.datasets import composition
 from captum_embed.command_line import main as command_line
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OF_ROOT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [*OF_ROOT, *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each block between fences, indented or not."""
+    fenced = r"^[ \t]*(?:```+|~~~+)(.*?)\n(.*?)^[ \t]*(?:```+|~~~+)[ \t]*$"
+    return re.findall(fenced, page.read_text(), flags=re.M | re.S)
 
 
 def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+    return [text for language, text in blocks(page) if language == "python"]
 
 
 def name_of(page: Path) -> str:
@@ -34,19 +46,27 @@ def test_examples_run_as_written(page, tmp_path, monkeypatch):
     exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": page.stem})
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_block_escapes_the_tests_of_this_file(page):
+    for language, text in blocks(page):
+        if not language.startswith(("{toctree}", "{include}", "{eval-rst}")):
+            assert language in ("python", "sh", "text", "bibtex", ""), f"{page.name}: {language}"
+        if language != "python":
+            assert not re.search(r"^\s*(>>>|import \w|from \w+ import)", text, re.M), text
+
+
+def shell_lines(page: Path) -> list[str]:
+    """The lines of the page's shell blocks, without remarks."""
+    texts = [text for language, text in blocks(page) if language in ("sh", "")]
+    lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    return [line.partition(" #")[0] for line in lines]
+
+
 def commands(page: Path) -> list[list[str]]:
     """The words of every command of ours, from its name on."""
-    words = []
-    for language, block in re.findall(r"^```(.*?)\n(.*?)^```$", page.read_text(), re.M | re.S):
-        lines = block.replace("\\\n", " ").splitlines() if language in ("sh", "") else []
-        for line in lines:
-            command = re.search(
-                r"^captum-embed .*|-m (captum_embed\.build_bank|benchmarks) \w.*",
-                line.partition(" #")[0],
-            )
-            if command:
-                words.append(shlex.split(command[0].removeprefix("-m ")))
-    return words
+    ours = r"^captum-embed .*|-m (captum_embed\.build_bank|benchmarks) \w.*"
+    found = [re.search(ours, line) for line in shell_lines(page)]
+    return [shlex.split(command[0].removeprefix("-m ")) for command in found if command]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
@@ -67,6 +87,19 @@ def test_commands_are_typed_right(page, monkeypatch, capsys):
             options = ["bank", "build", *words] if "build_bank" in name else words
             code = command_line.main(options)
         assert code == 0, (words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_targets_and_scripts_of_commands_exist(page):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    for line in shell_lines(page):
+        if line.startswith("make "):
+            words = [word for word in shlex.split(line)[1:] if "=" not in word]
+            assert {*words} <= {*targets, ".venv/.installed"}, line
+        for script in re.findall(r"python (\S+\.py)|-m pytest (\S+)", line):
+            assert (ROOT / "".join(script)).exists(), line
+        for module in re.findall(r"-m (docs\.\S+)", line):
+            assert find_spec(module), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -46,6 +46,25 @@ def test_the_address_of_the_repository_is_one() -> None:
     assert not others
 
 
+def test_messages_and_pages_name_extras_that_exist() -> None:
+    section = PROJECT.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    declared = re.findall(r"^([\w-]+) = \[", section, flags=re.M)
+    paths = [ROOT / "README.md", ROOT / "Makefile", ROOT / ".github/workflows/ci.yml"]
+    paths += [p for f in ("captum_embed", "benchmarks") for p in (ROOT / f).rglob("*.py")]
+    paths += (ROOT / "docs").rglob("*.md")
+    named = [
+        (path.name, extra)
+        for path in paths
+        for extras in re.findall(r"(?:\.|captum-embed)\[([a-z, ]+)\]", path.read_text())
+        for extra in extras.split(",")
+    ]
+    assert len(named) > 5
+    assert [each for each in named if each[1].strip() not in declared] == []
+    # Who has no checkout has no extra for them either: the library names packages of the index.
+    library = [path.read_text() for path in (ROOT / "captum_embed").rglob("*.py")]
+    assert not any(re.search(r"pip install [^\n]*\[", text) for text in library)
+
+
 def test_the_version_has_one_home() -> None:
     assert 'dynamic = ["readme", "version"]' in PROJECT
     assert not re.search(r"^version = ", PROJECT, flags=re.M)
