@@ -144,14 +144,14 @@ def code_files(tree: Path) -> list[Path]:
 @cache
 def importers(tree: Path) -> dict[str, list[str]]:
     """For each file, the files that import its module."""
-    found: dict[str, list[str]] = {}
+    importing: dict[str, list[str]] = {}
     for path in code_files(tree):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 name = node.module.replace(".", "/")
                 for file in (f"{name}.py", f"{name}/__init__.py"):
-                    found.setdefault(file, []).append(str(path.relative_to(tree)))
-    return found
+                    importing.setdefault(file, []).append(str(path.relative_to(tree)))
+    return importing
 
 
 def tests_of(tree: Path, file: str) -> list[str]:
@@ -188,8 +188,8 @@ def try_mutant(tree: Path, file: str, number: int) -> dict[str, Any]:
 
     path = tree / file
     source = path.read_text()
-    module, found = mutants(path)
-    line, mutation = found[number]
+    module, planted = mutants(path)
+    line, mutation = planted[number]
     changed: Any = deep_replace(module, mutation.original_node, mutation.mutated_node)
     change = difflib.unified_diff(source.splitlines(), changed.code.splitlines(), n=0)
     path.write_text(changed.code)

@@ -88,8 +88,11 @@ def _column(results: Mapping[str, Any], protocol: str, key: str) -> Any:
         for figure in results["figures"]
         if (figure["protocol"], figure["key"]) == (protocol, key)
     )
-    found = columns(results["figures"])
-    return next(one for one in found if (one.protocol, one.heading) == (protocol, heading))
+    return next(
+        column
+        for column in columns(results["figures"])
+        if (column.protocol, column.heading) == (protocol, heading)
+    )
 
 
 def _best(about: Mapping[str, Any], cells: Mapping[str, list[Cell]], index: int) -> str:
@@ -107,18 +110,18 @@ def _best(about: Mapping[str, Any], cells: Mapping[str, list[Cell]], index: int)
 def _reasons(results: Mapping[str, Any], images: ImageTable) -> dict[str, list[str]]:
     """How each method's boxes miss most, and how many of its maps are empty."""
     misses = analyse(results, images)["methods"]
-    found: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for name, numbers in results["summary"].items():
-        found[name] = []
+        reasons[name] = []
         outcomes = misses[name]["outcomes"] if name in misses else {}
         counts = {kind: one["count"] for kind, one in outcomes.items() if kind != "correct"}
         if any(counts.values()):
             kind = max(counts, key=lambda one: counts[one])
             missed = sum(counts.values())
-            found[name].append(f"Wrong boxes: {missed}; {counts[kind]} of them {LEGEND[kind]}.")
+            reasons[name].append(f"Wrong boxes: {missed}; {counts[kind]} of them {LEGEND[kind]}.")
         mosaic = numbers.get("mosaic", {})
         if mosaic.get("num_empty"):
-            found[name].append(
+            reasons[name].append(
                 f"In {mosaic['num_empty']} of {mosaic['num_images']} squares it shows nothing."
             )
-    return found
+    return reasons

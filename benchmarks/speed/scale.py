@@ -48,8 +48,8 @@ def mining(scene: Scene) -> Iterator[Comparison]:
             seed=0,
             anchors=anchors,
         )
-        seconds, megabytes = _measured(hardest)
-        others, others_megabytes = _measured(partial(_all_tuples, forward, embeddings, labels))
+        seconds, megabytes = measured(hardest)
+        others, others_megabytes = measured(partial(_all_tuples, forward, embeddings, labels))
         of_one, of_one_by_all = seconds / len(anchors), others / count
         facts = {
             "ratio": of_one / of_one_by_all,
@@ -79,7 +79,7 @@ def _all_tuples(forward: TripletForward, embeddings: Tensor, labels: Tensor) -> 
         tuples.losses(anchors, indices).sum().backward()
 
 
-def _measured(task: Callable[[], Any]) -> tuple[float, float]:
+def measured(task: Callable[[], Any]) -> tuple[float, float]:
     """Seconds of the processor, and megabytes that the process grew by; NaN but on Linux."""
     before = _resident(reset=True)
     started = time.process_time()

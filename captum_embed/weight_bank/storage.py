@@ -40,7 +40,8 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 # What else a bank's directory holds while it is saved.
 _LOCK_NAME = ".lock"
 _UNFINISHED = ".unfinished"
-_LOCK_SECONDS = 600.0
+# How long a saver waits for another one before it raises BankFileError.
+LOCK_SECONDS = 600.0
 
 
 def write_bank(path: str | os.PathLike[str], entries: Entries, max_shard_size: int | str) -> None:
@@ -58,7 +59,7 @@ def write_bank(path: str | os.PathLike[str], entries: Entries, max_shard_size: i
     Raises:
         InputError: The path is taken by something else, or the size is not one.
         BankFileError: The disk is full, the directory cannot be written, or another process
-            does not stop saving there.
+            has been saving there for ``LOCK_SECONDS``.
     """
     # Links are followed, so that the new bank lies on the disk of the one it replaces.
     folder = Path(os.path.realpath(path))
@@ -161,15 +162,15 @@ def require_replaceable(path: Path) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Makes the directory and keeps other savers out; a directory left empty is removed."""
     existed = folder.is_dir()
-    lock = FileLock(folder / _LOCK_NAME, timeout=_LOCK_SECONDS)
+    lock = FileLock(folder / _LOCK_NAME, timeout=LOCK_SECONDS)
     while not lock.is_locked:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except Timeout:
             raise BankFileError(
-                f"{folder} has been in the hands of another saver for {_LOCK_SECONDS:.0f} s; save "
-                f"again when it is done, or remove {folder / _LOCK_NAME} if there is none"
+                f"another saver has held {folder} for {LOCK_SECONDS:.0f} s; save again when it is "
+                f"done, or remove {folder / _LOCK_NAME} if there is none"
             ) from None
         except FileNotFoundError:
             continue  # Another saver failed just now, and removed the directory it had made.

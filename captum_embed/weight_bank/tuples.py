@@ -29,8 +29,8 @@ from captum_embed.errors import InputError
 from captum_embed.metric_forwards import PairForward, QuadrupletForward, TripletForward
 
 _ROWS_AT_ONCE = 2**16
-# Numbers of one temporary: 8 MiB in float64, near the size of a cache.
-_BLOCK_NUMBERS = 2**20
+# Numbers of one temporary tensor: 8 MiB in float64, near the size of a cache.
+BLOCK_NUMBERS = 2**20
 
 # Anchors (A,), their references (A, m, R), and which of the m are tuples (A, m), by loss.
 Block = tuple[Tensor, Tensor, Tensor]
@@ -278,7 +278,7 @@ class HardestTuples:
 
     def _blocks(self, anchors: Tensor, numbers_each: int) -> Iterator[Tensor]:
         row = len(self._pool) if self._named else self._references.numel()
-        yield from anchors.split(max(1, _BLOCK_NUMBERS // max(row, numbers_each)))
+        yield from anchors.split(max(1, BLOCK_NUMBERS // max(row, numbers_each)))
 
     def _distances(self, images: Tensor) -> Tensor:
         """Of images (A,) to the pool, (A, P), in the order of the loss's distances."""

@@ -71,10 +71,10 @@ def measure(network: nn.Module, name: str, images: Tensor) -> Iterator[tuple[str
     ):
         if kind == "autocast":
             with torch.autocast("cpu", dtype=dtype):
-                found = explain(network, name, images)
+                actual = explain(network, name, images)
         else:
-            found = explain(copy.deepcopy(network).to(dtype), name, images.to(dtype))
-        both = [errors(one, other) for one, other in zip(found, expected, strict=True)]
+            actual = explain(copy.deepcopy(network).to(dtype), name, images.to(dtype))
+        both = [errors(one, other) for one, other in zip(actual, expected, strict=True)]
         yield f"{str(dtype).removeprefix('torch.')}, {kind}", both
 
 

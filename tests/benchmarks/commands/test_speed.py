@@ -137,9 +137,9 @@ def test_what_is_opened_is_the_bank_whose_size_is_told(scene: Scene) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_is_what_a_task_takes_at_most() -> None:
-    _, megabytes = scale._measured(lambda: torch.ones(30_000_000).sum())
+    _, megabytes = scale.measured(lambda: torch.ones(30_000_000).sum())
     assert megabytes == pytest.approx(120, rel=0.1)
-    assert scale._measured(lambda: None)[1] < 10
+    assert scale.measured(lambda: None)[1] < 10
 
 
 def test_sizes_are_powers_of_ten_up_to_the_largest_bank(scene: Scene) -> None:

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import captum_embed.weight_bank.files as bank_files
-from captum_embed.weight_bank import WeightBank
+from captum_embed import WeightBank, build_weight_bank
+from captum_embed.metric_forwards import MetricForward
+
+Make = Callable[..., Any]
 
 
 class TinyEncoder(nn.Module):
@@ -119,3 +122,70 @@ def flip_a_bit(path: Path) -> None:
     content = bytearray(shard(path).read_bytes())
     content[-3] ^= 1
     shard(path).write_bytes(content)
+
+
+FACTS = {
+    "layer": "features",
+    "encoder_fingerprint": "ab" * 32,
+    "explains": "match",
+    "layout": "channels_first",
+}
+
+
+def make_bank(count: int = 10, seed: int = 0, **arguments: Any) -> WeightBank:
+    generator = torch.Generator().manual_seed(seed)
+    defaults = {
+        "labels": [i % 3 for i in range(count)],
+        "keys": [f"vogel/größe {i}.jpg" for i in range(count)],
+        "metadata": {**FACTS, "seed": "0"},
+    }
+    return WeightBank(
+        torch.randn(count, 4, generator=generator),
+        torch.randn(count, 6, generator=generator),
+        **{**defaults, **arguments},
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A bank of three shards."""
+    path = tmp_path / "bank"
+    make_bank().save(path, max_shard_size=350)
+    assert len(list(path.glob("*.safetensors"))) == 3
+    return path
+
+
+def build(forward: Any, layer: Any, dataset: Any, **arguments: Any) -> Any:
+    return build_weight_bank(forward, layer, dataset, **{"progress": False, **arguments})
+
+
+def build_hardest(
+    forward: MetricForward, layer: nn.Module, dataset: Any, **arguments: Any
+) -> WeightBank:
+    """From the hardest tuples, in two passes, with indices as keys."""
+    usual: dict[str, Any] = {"mining": "hardest", "activation_budget": 0, "progress": False}
+    if hasattr(dataset, "__len__"):
+        usual["keys"] = [str(index) for index in range(len(dataset))]
+    return build_weight_bank(forward, layer, dataset, **{**usual, **arguments})
+
+
+def weights_by_hand(
+    encoder: nn.Module, layer: nn.Module, images: Tensor, value_of: Callable[[Tensor], Tensor]
+) -> Tensor:
+    kept: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, output: kept.append(output))
+    value = value_of(encoder(images))
+    handle.remove()
+    (gradient,) = torch.autograd.grad(value, kept)
+    return gradient.flatten(2).mean(2)
+
+
+def in_batch_loss(e: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared distance within classes less that between them."""
+    squared = (e[:, None] - e[None]).square().sum(-1)
+    same = labels[:, None] == labels[None]
+    return squared[same].mean() - squared[~same].mean()
+
+
+def in_double(dataset: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
+    return [(image.double(), label) for image, label in dataset]

@@ -180,7 +180,7 @@ def check_hardest(forward: MetricForward, e: Tensor, labels: Tensor, count: int)
 def test_hardest_tuples_are_those_of_a_loop_over_all(
     forward: MetricForward, count: int, block_numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuples, "_BLOCK_NUMBERS", block_numbers)
+    monkeypatch.setattr(tuples, "BLOCK_NUMBERS", block_numbers)
     generator = torch.Generator().manual_seed(count)
     e = torch.randn(11, 3, generator=generator, dtype=torch.float64) / 2
     labels = torch.tensor([4, 4, 7, 7, 9, 9, 9, 1, 1, 4, 7])

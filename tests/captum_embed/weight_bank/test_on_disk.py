@@ -209,13 +209,13 @@ def test_who_waits_too_long_for_another_writer_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some_entries(0, 3).save(tmp_path)
-    monkeypatch.setattr(storage, "_LOCK_SECONDS", 0.02)
+    monkeypatch.setattr(storage, "LOCK_SECONDS", 0.02)
     with FileLock(tmp_path / ".lock"):
         for change in (
             lambda: some_entries(4, 2).append_to(tmp_path),
             lambda: WeightBank.drop_from(tmp_path, [1]),
         ):
-            with pytest.raises(BankFileError, match=r"in the hands of another saver.*\.lock"):
+            with pytest.raises(BankFileError, match=r"another saver has held.*\.lock"):
                 change()
     assert_equal(WeightBank.load(tmp_path), some_entries(0, 3))
 
