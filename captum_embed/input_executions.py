@@ -170,7 +170,7 @@ def executions_of_inputs(
     name = layer_name(forward_func, layer)
     named = f"'{name}'" if name else f"({type(layer).__name__})"
     stated = _stated_runs(forward_func, (*inputs, *(additional_forward_args or ())))
-    runs, executions = (stated, executions) if stated else _found_runs(executions, inputs, named)
+    runs, executions = (stated, executions) if stated else _recorded_runs(executions, inputs, named)
     per_run, rest = divmod(len(executions), len(runs))
     if rest or not per_run:
         raise LayerError(
@@ -226,7 +226,7 @@ def _stated_runs(forward_func: Any, arguments: tuple[Any, ...]) -> _Runs | None:
     return [[run] for run in runs]
 
 
-def _found_runs(
+def _recorded_runs(
     executions: Sequence[LayerExecution], inputs: tuple[Tensor, ...], named: str
 ) -> tuple[_Runs, list[LayerExecution]]:
     """The runs that the executions show, and the executions in the order of these runs."""

@@ -34,7 +34,7 @@ SPLITS = ("classes", "official", "zero-shot")
 DATA_HELP = (
     "folder of a data set, known by the files in it ("
     + "; ".join(f"{name}: {layout.sign}" for name, layout in LAYOUTS.items())
-    + f'), or "{EMBEDDED}": made on the spot'
+    + f'), or "{EMBEDDED}": generated locally'
 )
 SPLIT_HELP = (
     "classes: those of --train-classes and --test-classes; official: the data set's own training "
@@ -122,7 +122,7 @@ def choose_data(
     """The images of a run.
 
     Args:
-        data (str): a folder that `load_dataset` knows, or ``"embedded"``: made on the spot.
+        data (str): a folder that `load_dataset` knows, or ``"embedded"``: generated locally.
         train_classes (Classes, optional): default, for the embedded set alone: its first
             half.
         test_classes (Classes, optional): likewise its second half.

@@ -1,4 +1,4 @@
-"""The embedded data set: real photographs in the CUB layout, made on the spot."""
+"""The embedded data set: real photographs in the CUB layout, generated locally."""
 
 import json
 import os

@@ -24,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485
 """Pillow's own bound for what may be a decompression bomb."""
 
-TURNED = range(2, 9)
+ROTATED = range(2, 9)
 """EXIF orientations other than upright; files hold values without a meaning, too."""
 
 
@@ -204,7 +204,7 @@ def load_mask(record: ImageRecord, size: tuple[int, int] | None = None) -> np.nd
     """
     if record.mask_path is None:
         raise DatasetError(f"image {record.key} has no mask")
-    if size is not None and (orientation := _orientation(record.path)) in TURNED:
+    if size is not None and (orientation := _orientation(record.path)) in ROTATED:
         raise UnreadableImageError(
             f"{record.path}: stored turned (EXIF orientation {orientation}), and its mask "
             f"{record.mask_path} may be upright; turn the image's pixels, and drop the tag"
@@ -285,7 +285,7 @@ def _require_faithful(path: Path, image: Image.Image) -> None:
     # Only of a TIFF: of a PNG, looking for EXIF data decodes the pixels.
     if image.format == "TIFF":
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        if orientation in TURNED:
+        if orientation in ROTATED:
             raise UnreadableImageError(
                 f"{path}: stored turned (orientation {orientation}), and boxes are in the pixels "
                 "as stored, which Pillow would turn; turn the image's pixels, and drop the tag"

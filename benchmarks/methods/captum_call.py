@@ -41,7 +41,7 @@ def explainer(
         if not _num_tuples(query):
             return query.image.new_zeros(1, 1, 1, 1)
         image = query.image.detach().clone().requires_grad_()
-        with _quiet(), seeded_by(subject.seed, query.image), _nothing_kept(hooked):
+        with quiet(), seeded_by(subject.seed, query.image), _nothing_kept(hooked):
             return attribute(replace(query, image=image)).detach()
 
     return explain
@@ -52,7 +52,7 @@ def _num_tuples(query: Query) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Captum announces its hooks at every call, and that it switches requires_grad on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Setting (forward|backward)")

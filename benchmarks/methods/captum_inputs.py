@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ from captum.attr import Deconvolution, GuidedBackprop, GuidedGradCam, InputXGrad
 from torch import Tensor, nn
 
 from benchmarks.methods.availability import tried
-from benchmarks.methods.captum_call import explainer
+from benchmarks.methods.captum_call import explainer, quiet
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
 from benchmarks.methods.reductions import ABSOLUTE
 
@@ -19,10 +18,7 @@ def _pixels(attribute: Callable[..., Tensor], **options: Any) -> Explainer:
     """An explainer of Captum's usual call."""
 
     def explain(query: Query) -> Tensor:
-        with warnings.catch_warnings():
-            # Captum announces its hooks, and that it switches requires_grad on, at every call.
-            warnings.filterwarnings("ignore", "Setting (backward|forward)")
-            warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
+        with quiet():
             attributions: Tensor = attribute(
                 query.image, additional_forward_args=query.references, **options
             )

@@ -24,13 +24,12 @@ from captum.attr import (
 from torch import Tensor
 
 from benchmarks.methods.availability import tried
-from benchmarks.methods.baselines import mean_image
+from benchmarks.methods.baselines import mean_image, superpixels
 from benchmarks.methods.budget import batch_size, block_side, window_sides, window_stride
 from benchmarks.methods.captum_call import explainer
 from benchmarks.methods.match import MatchAtLayer
 from benchmarks.methods.method import Explainer, Method, MethodUnavailableError, Query, Subject
 from benchmarks.methods.reductions import ABSOLUTE
-from benchmarks.methods.superpixels import superpixels
 
 # Blocks of positions ablated at once.
 MOST_BLOCKS = 32

@@ -65,7 +65,7 @@ def rank_correlation(sums: ArrayLike, drops: ArrayLike) -> float:
         drops: (P * P,) or (P, P), score of the image minus score without the patch.
 
     Returns:
-        In [-1, 1]; 0 where all sums, or all drops, are equal: they foretell nothing.
+        In [-1, 1]; 0 where all sums, or all drops, are equal: they predict nothing.
 
     Raises:
         InputError: another number of drops than of patches.

@@ -1,4 +1,4 @@
-"""Protocol F: does a map's signed mass in a patch foretell what the patch's removal does?
+"""Protocol F: does a map's signed mass in a patch predict what the patch's removal does?
 
 For each patch of a grid, the similarity to a reference is taken with and without the patch. The
 figure is Spearman's correlation of that drop with the map's signed mass in the patch, averaged

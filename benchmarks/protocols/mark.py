@@ -31,9 +31,9 @@ from benchmarks.datasets.marks import mark, place_beside
 from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import Box, ImageRecord
 from benchmarks.metrics.attention import attention_score
+from benchmarks.metrics.bootstrap import paired_auroc
 from benchmarks.metrics.figures import Figure
 from benchmarks.metrics.floors import edge_heatmap, uniform_heatmap
-from benchmarks.metrics.separation import paired_auroc
 from benchmarks.protocols.exchange import background
 from benchmarks.protocols.protocol import (
     CropProtocol,

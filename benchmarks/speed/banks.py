@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.speed.comparison import WIDTH, Comparison, Scene
+from benchmarks.speed.comparison import WIDTH, Comparison, Setup
 from benchmarks.speed.library import random_bank
 from captum_embed import WeightBank
 from captum_embed.weight_bank import IndexedBank
@@ -36,15 +36,15 @@ INDEX_SETTINGS: tuple[tuple[str, dict[str, int]], ...] = (
 QUERIES = 256
 
 
-def search(scene: Scene) -> Iterator[Comparison]:
+def search(setup: Setup) -> Iterator[Comparison]:
     """Exact search against one product, and against what else answers the question."""
-    bank = random_bank(scene.entries).to(scene.device)
+    bank = random_bank(setup.entries).to(setup.device)
     rows = bank.embeddings
     # As an encoder that collapsed embeds.
-    equal = WeightBank(rows[:1].repeat(scene.entries, 1), bank.weights)
+    equal = WeightBank(rows[:1].repeat(setup.entries, 1), bank.weights)
     for count in (1, 64, 1024):
-        queries = torch.randn(count, WIDTH, device=scene.device)
-        what = f"search of {count} queries in {scene.entries:,} entries"
+        queries = torch.randn(count, WIDTH, device=setup.device)
+        what = f"search of {count} queries in {setup.entries:,} entries"
         ours = partial(bank.search, queries, K)
         against, product = _PRODUCT, partial(torch.matmul, queries, rows.T)
         yield Comparison(what, against, ours, product)
@@ -73,12 +73,12 @@ def _flat(rows: Tensor) -> Any:
     return index
 
 
-def growth(scene: Scene) -> Iterator[Comparison]:
+def growth(setup: Setup) -> Iterator[Comparison]:
     """The same search in ten times as many entries."""
-    queries = torch.randn(64, WIDTH, device=scene.device)
-    sizes = [max(K, scene.entries // step) for step in (100, 10, 1)]
+    queries = torch.randn(64, WIDTH, device=setup.device)
+    sizes = [max(K, setup.entries // step) for step in (100, 10, 1)]
     for smaller, larger in pairwise(sizes):
-        few, many = (random_bank(size, channels=8).to(scene.device) for size in (smaller, larger))
+        few, many = (random_bank(size, channels=8).to(setup.device) for size in (smaller, larger))
         yield Comparison(
             f"search of 64 queries in {larger:,} entries",
             f"in {smaller:,}",
@@ -88,14 +88,14 @@ def growth(scene: Scene) -> Iterator[Comparison]:
         )
 
 
-def index(scene: Scene) -> Iterator[Comparison]:
+def index(setup: Setup) -> Iterator[Comparison]:
     """Indexes of FAISS against exact search of the same bank: speed, and what they miss."""
     if NO_FAISS:
         yield Comparison("search through an index", "exact search", missing=NO_FAISS)
         return
-    embeddings = clustered(scene.entries + QUERIES, INDEX_WIDTH)
-    queries = embeddings[scene.entries :].to(scene.device)
-    bank = WeightBank(embeddings[: scene.entries], torch.zeros(scene.entries, 1)).to(scene.device)
+    embeddings = clustered(setup.entries + QUERIES, INDEX_WIDTH)
+    queries = embeddings[setup.entries :].to(setup.device)
+    bank = WeightBank(embeddings[: setup.entries], torch.zeros(setup.entries, 1)).to(setup.device)
     expected = bank.search(queries, K)[1]
     with tempfile.TemporaryDirectory() as folder:
         for kind, settings in INDEX_SETTINGS:
@@ -108,11 +108,11 @@ def index(scene: Scene) -> Iterator[Comparison]:
                 "recall": recall(indexed.search(queries, K)[1], expected),
                 "seconds to open" if existed else "seconds to build": opened,
                 "bytes per entry on disk": Path(folder, f"bank.{kind}.safetensors").stat().st_size
-                / scene.entries,
+                / setup.entries,
             }
             for count in (1, QUERIES):
                 yield Comparison(
-                    f"{count} queries in {scene.entries:,} entries, {kind}{told}",
+                    f"{count} queries in {setup.entries:,} entries, {kind}{told}",
                     "exact search",
                     partial(indexed.search, queries[:count], K),
                     partial(bank.search, queries[:count], K),
@@ -139,9 +139,9 @@ def recall(indices: Tensor, expected: Tensor) -> float:
     return float(hits.double().mean())
 
 
-def size(scene: Scene) -> Iterator[Comparison]:
+def size(setup: Setup) -> Iterator[Comparison]:
     """Bytes of a saved entry, by what is kept of it; nothing is timed."""
-    entries, channels = min(10_000, scene.entries), 2048
+    entries, channels = min(10_000, setup.entries), 2048
     bank = random_bank(entries, channels=channels)
     bank = WeightBank(bank.embeddings, bank.weights, torch.arange(entries))
     kinds = {"float32": bank, "bfloat16": bank.to(torch.bfloat16)}

@@ -19,7 +19,7 @@ WIDTH = 512  # Numbers of an embedding, and channels of a layer, where none are 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class Setup:
     """What the comparisons share.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from captum.attr import LayerGradCam
 
 from benchmarks.runs.memory import peak_bytes
-from benchmarks.speed.comparison import WIDTH, Comparison, Scene
+from benchmarks.speed.comparison import WIDTH, Comparison, Setup
 from captum_embed import (
     EmbeddingLayerGradCam,
     TripletForward,
@@ -24,25 +24,25 @@ def random_bank(entries: int, dim: int = WIDTH, channels: int = WIDTH) -> Weight
     return WeightBank(torch.randn(entries, dim), torch.randn(entries, channels).half().float())
 
 
-def transfer(scene: Scene) -> Iterator[Comparison]:
+def transfer(setup: Setup) -> Iterator[Comparison]:
     """Against the forward pass, by size of the bank: time, and memory at its peak."""
-    forward = TripletForward(scene.encoder)
+    forward = TripletForward(setup.encoder)
 
     def plain(images: torch.Tensor) -> Callable[[], Any]:
         def run() -> Any:
             with torch.inference_mode():
-                return scene.encoder(images)
+                return setup.encoder(images)
 
         return run
 
-    for entries in sorted({min(1000, scene.entries), scene.entries}):
-        bank = random_bank(entries).to(scene.device)
-        cam = EmbeddingLayerGradCam(forward, scene.layer, weight_bank=bank)
-        for images in (scene.images, scene.images[:1]):
+    for entries in sorted({min(1000, setup.entries), setup.entries}):
+        bank = random_bank(entries).to(setup.device)
+        cam = EmbeddingLayerGradCam(forward, setup.layer, weight_bank=bank)
+        for images in (setup.images, setup.images[:1]):
             count = "one image" if len(images) == 1 else f"{len(images)} images"
             ours, theirs = partial(cam.attribute, images), plain(images)
             ours()  # What is computed once for a bank is no part of a query.
-            peaks = [peak_bytes(task, scene.device) for task in (ours, theirs)]
+            peaks = [peak_bytes(task, setup.device) for task in (ours, theirs)]
             yield Comparison(
                 f"transfer from {entries:,} entries, {count}",
                 "plain forward pass",
@@ -52,12 +52,12 @@ def transfer(scene: Scene) -> Iterator[Comparison]:
             )
 
 
-def gradients(scene: Scene) -> Iterator[Comparison]:
+def gradients(setup: Setup) -> Iterator[Comparison]:
     """Maps of a triplet, and of many tuples; `peers` has those of a similarity."""
-    anchor, positive, negative = scene.images[:3].split(1)
-    forward = TripletForward(scene.encoder, margin=1e4)
-    ours = EmbeddingLayerGradCam(forward, scene.layer)
-    captums = LayerGradCam(forward, scene.layer)
+    anchor, positive, negative = setup.images[:3].split(1)
+    forward = TripletForward(setup.encoder, margin=1e4)
+    ours = EmbeddingLayerGradCam(forward, setup.layer)
+    captums = LayerGradCam(forward, setup.layer)
     # Captum's explains the last execution alone, so that three maps take three calls.
     triplet = (anchor, positive, negative)
     orders = (triplet, (positive, negative, anchor), (negative, anchor, positive))
@@ -67,7 +67,7 @@ def gradients(scene: Scene) -> Iterator[Comparison]:
         lambda: ours.attribute(triplet),
         lambda: [captums.attribute(order) for order in orders],
     )
-    positives, negatives = torch.randn(2, 1, 50, WIDTH, device=scene.device)
+    positives, negatives = torch.randn(2, 1, 50, WIDTH, device=setup.device)
     yield Comparison(
         "one map of 50 tuples",
         "50 maps of one tuple",
@@ -79,17 +79,17 @@ def gradients(scene: Scene) -> Iterator[Comparison]:
     )
 
 
-def building(scene: Scene) -> Iterator[Comparison]:
+def building(setup: Setup) -> Iterator[Comparison]:
     """A bank against embedding its images."""
-    repeats = -(-scene.num_images // len(scene.images))
-    images = scene.images.repeat(repeats, 1, 1, 1)[: scene.num_images]
+    repeats = -(-setup.num_images // len(setup.images))
+    images = setup.images.repeat(repeats, 1, 1, 1)[: setup.num_images]
     dataset = [(image, index % 4) for index, image in enumerate(images)]
-    forward = TripletForward(scene.encoder)
+    forward = TripletForward(setup.encoder)
 
     def embed() -> None:
         with torch.inference_mode():
             for batch in images.split(16):
-                scene.encoder(batch)
+                setup.encoder(batch)
 
     for budget, named in ((2**30, "activations kept"), (0, "activations not kept")):
         yield Comparison(
@@ -98,7 +98,7 @@ def building(scene: Scene) -> Iterator[Comparison]:
             partial(
                 build_weight_bank,
                 forward,
-                scene.layer,
+                setup.layer,
                 dataset,
                 batch_size=16,
                 activation_budget=budget,

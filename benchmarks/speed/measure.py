@@ -13,10 +13,10 @@ from tqdm import tqdm
 from benchmarks.core.seeding import seeded
 from benchmarks.report.chart_parts import save_charts
 from benchmarks.speed import banks, library, peers, scale
-from benchmarks.speed.comparison import WIDTH, Comparison, Ratio, Scene, compared, machine_of
+from benchmarks.speed.comparison import WIDTH, Comparison, Ratio, Setup, compared, machine_of
 from captum_embed.command_line.networks import chosen_device
 
-PARTS: dict[str, Callable[[Scene], Iterator[Comparison]]] = {
+PARTS: dict[str, Callable[[Setup], Iterator[Comparison]]] = {
     "transfer": library.transfer,
     "gradients": library.gradients,
     "peers": peers.peers,
@@ -61,7 +61,7 @@ def measure(
     with seeded(seed):
         encoder = resnet18(num_classes=WIDTH).eval().requires_grad_(False).to(where)
         pixels = torch.rand(16, 3, side, side).to(where)
-    scene = Scene(
+    setup = Setup(
         encoder=encoder,
         layer=encoder.layer4,
         images=pixels,
@@ -72,7 +72,7 @@ def measure(
     with tqdm(disable=not progress, leave=False) as bar:
         for part in parts:
             with seeded(seed, where):  # Each, so that a part alone compares the same.
-                for pair in PARTS[part](scene):
+                for pair in PARTS[part](setup):
                     bar.set_description(pair.what)
                     ratios.append(compared(part, pair, turns, where))
                     bar.update()

@@ -17,17 +17,17 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
-from benchmarks.speed.comparison import WIDTH, Comparison, Scene
+from benchmarks.speed.comparison import WIDTH, Comparison, Setup
 from captum_embed import EmbeddingLayerGradCam, SimilarityForward, rivals
 
 INSTALL = "pip install grad-cam torchcam faiss-cpu"
 _TITLES = {"captum": "Captum", "pytorch_grad_cam": "pytorch-grad-cam", "torchcam": "TorchCAM"}
 
 
-def peers(scene: Scene) -> Iterator[Comparison]:
+def peers(setup: Setup) -> Iterator[Comparison]:
     """Our map of a similarity against each peer's."""
-    encoder, layer = _network(scene)
-    image, reference = scene.images[:1], torch.randn(WIDTH, device=scene.device)
+    encoder, layer = _network(setup)
+    image, reference = setup.images[:1], torch.randn(WIDTH, device=setup.device)
     forward = SimilarityForward(encoder, references=reference[None])
     grad_cam = EmbeddingLayerGradCam(forward, layer)
     eigen_cam = rivals.EigenCAM(forward, layer)
@@ -43,14 +43,14 @@ def peers(scene: Scene) -> Iterator[Comparison]:
             yield Comparison(what, against, missing=INSTALL)
         else:
             # Of its own: some leave their hooks on it.
-            run = theirs(*_network(scene), image, reference)
+            run = theirs(*_network(setup), image, reference)
             yield Comparison(what, against, partial(ours.attribute, image), run)
 
 
-def _network(scene: Scene) -> tuple[nn.Module, nn.Module]:
-    encoder = deepcopy(scene.encoder).requires_grad_(True)
-    names = {module: name for name, module in scene.encoder.named_modules()}
-    return encoder, encoder.get_submodule(names[scene.layer])
+def _network(setup: Setup) -> tuple[nn.Module, nn.Module]:
+    encoder = deepcopy(setup.encoder).requires_grad_(True)
+    names = {module: name for name, module in setup.encoder.named_modules()}
+    return encoder, encoder.get_submodule(names[setup.layer])
 
 
 def _captum(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.banks import CLASS_SIZE
-from benchmarks.speed.comparison import WIDTH, Comparison, Scene
+from benchmarks.speed.comparison import WIDTH, Comparison, Setup
 from captum_embed import TripletForward, WeightBank
 from captum_embed.weight_bank.mining import NUM_TUPLES, mine_tuples
 from captum_embed.weight_bank.tuples import AllTuples
@@ -25,16 +25,16 @@ OPENED_WEIGHTS = 50
 TIMED_ANCHORS = 1000
 
 
-def sizes(scene: Scene) -> list[int]:
+def sizes(setup: Setup) -> list[int]:
     """Powers of ten from a thousand up to the largest bank, or that bank alone."""
-    powers = [10**power for power in range(3, 9) if 10**power <= scene.entries]
-    return powers or [scene.entries]
+    powers = [10**power for power in range(3, 9) if 10**power <= setup.entries]
+    return powers or [setup.entries]
 
 
-def mining(scene: Scene) -> Iterator[Comparison]:
+def mining(setup: Setup) -> Iterator[Comparison]:
     """The hardest tuples of an image against all of its tuples: once each, and their memory."""
     forward = TripletForward(nn.Identity())
-    for count in sizes(scene):
+    for count in sizes(setup):
         labels = torch.arange(count) % max(2, count // CLASS_SIZE)
         embeddings = _around_centres(labels)
         anchors = torch.randperm(count)[:TIMED_ANCHORS]
@@ -99,9 +99,9 @@ def _resident(*, reset: bool = False) -> float:
         return float("nan")
 
 
-def opening(scene: Scene) -> Iterator[Comparison]:
+def opening(setup: Setup) -> Iterator[Comparison]:
     """A bank on disk, mapped as it is opened, against reading and comparing all of it."""
-    for count in sizes(scene):
+    for count in sizes(setup):
         bank = WeightBank(
             torch.randn(count, WIDTH).half(),
             torch.randn(count, OPENED_WEIGHTS).half(),

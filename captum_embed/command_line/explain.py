@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from captum_embed import SimilarityForward, TripletForward
-from captum_embed.command_line.bank_neighbors import described
+from captum_embed.command_line.bank import described
 from captum_embed.command_line.files import OutputFolder
 from captum_embed.command_line.images import printable
 from captum_embed.command_line.page import Page
@@ -25,8 +25,8 @@ from captum_embed.command_line.preparation import (
     Prepared,
     chosen_images,
     class_names,
+    default_num_neighbors,
     excluded,
-    lenders,
     prepare,
 )
 from captum_embed.encoders import same_embedding
@@ -69,7 +69,7 @@ def run(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     record = _draw(
         output, prepared, facts, page, tqdm(shown, "explain", disable=parsed.quiet, delay=1)
     )
-    return record, _told(record["images"], output.path)
+    return record, _summary_text(record["images"], output.path)
 
 
 def _draw(
@@ -145,13 +145,13 @@ class _SimilarityMaps:
 
 
 class _BankMaps:
-    """Maps by the weights that a bank lends."""
+    """Maps by the weights of a bank."""
 
     def __init__(self, prepared: Prepared, bank: WeightBank, parsed: argparse.Namespace) -> None:
         self._prepared, self._bank = prepared, bank
         self._grad_cam = bank_grad_cam(prepared, bank, parsed.explains or "match")
         exclude = excluded(bank, parsed.exclude)
-        count = parsed.num_neighbors or lenders(prepared.recipe, bank, exclude)
+        count = parsed.num_neighbors or default_num_neighbors(prepared.recipe, bank, exclude)
         self._settings: dict[str, Any] = {"num_neighbors": count, "exclude": exclude}
         self._classes = class_names(bank)
 
@@ -188,7 +188,7 @@ def _overlay(picture: Image.Image, values: Tensor) -> Image.Image:
     return Image.fromarray((colours * 255).round().astype(np.uint8))
 
 
-def _told(images: list[dict[str, Any]], folder: Path) -> str:
+def _summary_text(images: list[dict[str, Any]], folder: Path) -> str:
     lines = [
         f"{printable(image['image'])}: {summary(record)}; {printable(folder / record['overlay'])}"
         for image in images

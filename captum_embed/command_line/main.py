@@ -1,4 +1,4 @@
-"""From what was typed to the exit code."""
+"""The entry point of the command line: from arguments to an exit code."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: What is typed after the program's name. None: ``sys.argv``.
+        arguments: What follows the program's name. None: ``sys.argv``.
 
     Returns:
-        The exit code: 0 done, 1 refused with a message on stderr, 2 not typed right, 130
+        The exit code: 0 done, 1 refused with a message on stderr, 2 wrong usage, 130
         interrupted.
 
     Example::

@@ -1,4 +1,4 @@
-"""What can be typed: every command, option and help text. Imports nothing heavy."""
+"""The arguments of every command, with their help. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ layer counts for its match. New images borrow the weights of their nearest neigh
 
 _EXIT_CODES = """\
 exit codes: 0 done; 1 refused, with a message that says why (an unreadable image, an unknown
-layer, a bank of another network, ...); 2 the command was not typed right; 130 interrupted"""
+layer, a bank of another network, ...); 2 wrong usage; 130 interrupted"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -135,7 +135,7 @@ def _add_explain(explain: Parser) -> None:
 
 def _add_bank_actions(actions: Any) -> None:
     build = _command(
-        actions, "build", "from a folder of classes", _BANK_ABOUT, _BUILD_EXAMPLES, "bank_build"
+        actions, "build", "from a folder of classes", _BANK_ABOUT, _BUILD_EXAMPLES, "bank"
     )
     build.add_argument("images", metavar="FOLDER", help="photographs, in one folder for each class")
     loss = build.add_argument_group("what the weights explain")
@@ -163,13 +163,11 @@ def _add_bank_actions(actions: Any) -> None:
     running.add_argument("--workers", type=int, default=0, help="processes that read images")
     _add_output(build, None, "replace a bank that is there")
 
-    info = _command(
-        actions, "info", "what a bank holds", "Prints what banks hold.", "", "bank_files"
-    )
+    info = _command(actions, "info", "what a bank holds", "Prints what banks hold.", "", "bank")
     info.add_argument("banks", nargs="+", metavar="DIR", help="folder of a bank")
     verify = _command(
         actions, "verify", "is a bank whole?",
-        "Reads every byte of banks: checksums, and no NaN or infinite number.", "", "bank_files",
+        "Reads every byte of banks: checksums, and no NaN or infinite number.", "", "bank",
     )  # fmt: skip
     verify.add_argument("banks", nargs="+", metavar="DIR", help="folder of a bank")
     merge = _command(
@@ -182,7 +180,7 @@ def _add_bank_actions(actions: Any) -> None:
         "  A compact copy:\n"
         "    captum-embed bank merge all.bank --top-channels 50 --embeddings float16 \\\n"
         "        --output small.bank",
-        "bank_files",
+        "bank",
     )  # fmt: skip
     merge.add_argument("banks", nargs="+", metavar="DIR", help="folder of a bank")
     merge.add_argument(
@@ -203,7 +201,7 @@ def _add_bank_actions(actions: Any) -> None:
         "Takes entries out of a bank, by their keys or classes. Its files stay as they are: the\n"
         "manifest notes which rows are entries no more.",
         "example:\n  captum-embed bank drop birds.bank wren jay/3.png",
-        "bank_files",
+        "bank",
     )  # fmt: skip
     drop.add_argument("bank", metavar="DIR", help="folder of the bank")
     drop.add_argument("names", nargs="+", metavar="NAME", help="keys, or classes")
@@ -212,7 +210,7 @@ def _add_bank_actions(actions: Any) -> None:
         "Prints the bank entries nearest to each image: key, class and Euclidean distance.",
         "example:\n  captum-embed bank neighbors query.jpg --bank birds.bank \\\n"
         "      --network torchvision:resnet50",
-        "bank_neighbors",
+        "bank",
     )  # fmt: skip
     neighbors.usage = f"{PROGRAM} bank neighbors IMAGES... --bank DIR --network NAME [options]"
     _add_images(neighbors, "image files or folders")
@@ -228,12 +226,12 @@ def _add_images(command: Parser, what: str) -> None:
 def _add_neighbors(where: Any) -> None:
     where.add_argument(
         "--neighbors", type=_count, metavar="K", dest="num_neighbors",
-        help="how many entries of the bank lend their weights (default: the recipe's, and no "
+        help="how many entries' weights are averaged (default: the recipe's, and no "
         "more than the bank has of one class)",
     )  # fmt: skip
     where.add_argument(
         "--exclude", nargs="+", metavar="NAME",
-        help="keys or classes of bank entries that lend nothing, such as the image's own",
+        help="keys or classes of bank entries to leave out, such as the image's own",
     )  # fmt: skip
 
 

@@ -222,8 +222,10 @@ def class_names(bank: WeightBank) -> list[str] | None:
     return names
 
 
-def lenders(recipe: Recipe, bank: WeightBank, exclude: Collection[str | int] | None) -> int:
-    """How many entries lend their weights, where no number is asked for.
+def default_num_neighbors(
+    recipe: Recipe, bank: WeightBank, exclude: Collection[str | int] | None
+) -> int:
+    """How many entries' weights are averaged, where no number is asked for.
 
     The recipe's, and no more than there are of one class: those of opposite classes cancel out.
     """

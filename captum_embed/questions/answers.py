@@ -1,4 +1,4 @@
-"""What a question returns: signed maps with the scores they explain, or the lenders of a map."""
+"""What a question returns: signed maps with the scores they explain, or with bank entries."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Borrowed:
-    """The map of a query from borrowed weights, and the bank entries that lent them.
+    """The map of a query from borrowed weights, and the bank entries they come from.
 
     Args:
         image: What the network saw, a tensor (1, C, H, W).
-        map: Signed map (1, 1, h, w): above zero, the place speaks for the lenders' class.
-        neighbors: Keys, labels, distances and indices of the lenders, each (1, k).
+        map: Signed map (1, 1, h, w): above zero, the place speaks for the neighbours' class.
+        neighbors: Keys, labels, distances and indices of the neighbours, each (1, k).
         pictures: Of the bank's entries, or None.
         normalization: Of the image, to draw it.
     """
@@ -94,7 +94,7 @@ class Borrowed:
     normalization: Normalization | None = None
 
     def draw(self, **settings: Any) -> tuple[Figure, NDArray[Any]]:
-        """Draws the query with its map, and the pictures of the nearest lenders.
+        """Draws the query with its map, and the pictures of the nearest neighbours.
 
         Args:
             settings: Keyword arguments of :func:`visualization.visualize_neighbors`.

@@ -13,7 +13,7 @@ from captum_embed.encoders import same_embedding
 from captum_embed.errors import InputError
 from captum_embed.metric_forwards import TripletForward
 from captum_embed.questions.answers import Answer, Borrowed
-from captum_embed.questions.explainer import Explainer, Settings, Turned
+from captum_embed.questions.explainer import Explainer, NegatedSimilarity, Settings
 from captum_embed.visualization import Picture, Sign
 from captum_embed.weight_bank import WeightBank
 from captum_embed.weight_bank.queries import Neighbors
@@ -144,7 +144,7 @@ def why_before(
     images = tuple(ask.prepared(each) for each in (query, hit, other))
     of_query, of_hit, of_other = (ask.embedded([image]) for image in images)
     score = ask.similarity(of_hit, of_other)
-    forwards = (score, ask.similarity(of_query), Turned(ask.similarity(of_query)))
+    forwards = (score, ask.similarity(of_query), NegatedSimilarity(ask.similarity(of_query)))
     maps = tuple(ask.map_of(f, i) for f, i in zip(forwards, images, strict=True))
     scores = (ask.score_of(score, images[0]),) * 3
     return Answer(
@@ -242,12 +242,12 @@ def whose_weights(
             match.
         pictures: Of the bank's entries, to draw them: by key, in the bank's order, or a function
             from an entry's index.
-        num_neighbors: How many entries lend. Default: the recipe's.
-        exclude: Keys or labels of entries that may not lend, such as the query's own.
+        num_neighbors: How many entries' weights are averaged. Default: the recipe's.
+        exclude: Keys or labels of entries to leave out, such as the query's own.
         settings: See :class:`Settings`.
 
     Returns:
-        The query's map, and the lenders, nearest first.
+        The query's map, and the neighbours, nearest first.
 
     Raises:
         InputError: As :func:`why_alike`.

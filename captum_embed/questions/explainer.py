@@ -92,8 +92,8 @@ def _normalization_of(preprocess: Any) -> Normalization | None:
     return None
 
 
-class Turned(EncoderForward):
-    """A similarity with its sign turned: what the other hit's likeness takes from a score."""
+class NegatedSimilarity(EncoderForward):
+    """Minus a similarity, where it lowers a score."""
 
     def __init__(self, similarity: SimilarityForward) -> None:
         super().__init__(similarity.encoder, "loss")

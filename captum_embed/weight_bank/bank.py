@@ -271,12 +271,12 @@ class WeightBank(BankOnDisk):
         dtype = torch.promote_types(weights.dtype, torch.float32)
         total = torch.zeros(len(indices), self.num_channels, dtype=dtype, device=self.device)
         for place in places.unbind(1):
-            total += self._lent(place)
+            total += self._weights_of(place)
         if not torch.isfinite(total).all():
             self._refuse_unless_finite("grad-weights", weights, places.unique())
         return (total / indices.shape[1]).to(indices.device)
 
-    def _lent(self, indices: Tensor) -> Tensor:
+    def _weights_of(self, indices: Tensor) -> Tensor:
         return self._entries.weights.take(indices)
 
     def _row_facts(self) -> RowFacts:

@@ -20,7 +20,7 @@ class FilteredBank(WeightBank):
 
     Args:
         bank: The entries.
-        entry_filter: From weights (N, C) to those that are lent, (N, C).
+        entry_filter: From weights (N, C) to those that are borrowed, (N, C).
 
     Example::
 
@@ -38,7 +38,7 @@ class FilteredBank(WeightBank):
 
     @property
     def weights(self) -> Tensor:
-        """What the entries lend, (B, C), a copy."""
+        """The filtered weights of entries, (B, C), a copy."""
         return filtered(self._bank.weights, self._filter)
 
     def __getitem__(self, wanted: Any) -> FilteredBank:
@@ -58,5 +58,5 @@ class FilteredBank(WeightBank):
     def _nearest(self, queries: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._bank._nearest(queries, k, allowed)
 
-    def _lent(self, indices: Tensor) -> Tensor:
-        return filtered(self._bank._lent(indices), self._filter)
+    def _weights_of(self, indices: Tensor) -> Tensor:
+        return filtered(self._bank._weights_of(indices), self._filter)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks.__main__ import main
 from benchmarks.speed import banks, peers, scale
-from benchmarks.speed.comparison import Scene, as_markdown, compared
+from benchmarks.speed.comparison import Setup, as_markdown, compared
 from benchmarks.speed.measure import PARTS
 
 
@@ -53,12 +53,12 @@ def test_an_unknown_part_is_refused_with_those_there_are(tmp_path, capsys):
 
 
 @pytest.fixture
-def scene() -> Scene:
+def setup() -> Setup:
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(3, 512, 3)
     pool, flat = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     encoder = torch.nn.Sequential(layer, torch.nn.ReLU(), pool, flat).requires_grad_(False).eval()
-    return Scene(
+    return Setup(
         encoder=encoder,
         layer=layer,
         images=torch.rand(2, 3, 16, 16),
@@ -69,14 +69,14 @@ def scene() -> Scene:
 
 
 def test_what_is_not_installed_has_a_row_that_says_how(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     monkeypatch.setattr(banks, "NO_FAISS", "pip install faiss-cpu")
     rows = [
-        compared("part", pair, 1, scene.device)
+        compared("part", pair, 1, setup.device)
         for make in (peers.peers, banks.index)
-        for pair in make(scene)
+        for pair in make(setup)
     ]
     assert len(rows) == 5
     assert all(row.ratio is None and row.seconds is None for row in rows)
@@ -93,12 +93,12 @@ def test_what_is_not_installed_has_a_row_that_says_how(
         ("pytorch_grad_cam", "pytorch-grad-cam's"),
     ],
 )
-def test_peers_are_asked_the_same_question(scene: Scene, package: str, named: str) -> None:
+def test_peers_are_asked_the_same_question(setup: Setup, package: str, named: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     (pair,) = (
         one
-        for one in peers.peers(scene)
+        for one in peers.peers(setup)
         if (one.what, one.against) == ("Grad-CAM of a similarity", named)
     )
     assert pair.ours is not None
@@ -115,7 +115,7 @@ def test_peers_are_asked_the_same_question(scene: Scene, package: str, named: st
     assert torch.corrcoef(both)[0, 1] > 0.99
 
 
-def test_recall_is_that_of_the_neighbours(scene: Scene) -> None:
+def test_recall_is_that_of_the_neighbours(setup: Setup) -> None:
     rows = banks.clustered(1000, 16)
     assert rows.norm(dim=1).allclose(torch.ones(1000))
     nearest = torch.cdist(rows[:20], rows).topk(10, largest=False).indices
@@ -125,10 +125,10 @@ def test_recall_is_that_of_the_neighbours(scene: Scene) -> None:
     assert banks.recall(missed, nearest) == pytest.approx(0.7)
 
 
-def test_what_is_opened_is_the_bank_whose_size_is_told(scene: Scene) -> None:
-    (opening,) = scale.opening(scene)
+def test_what_is_opened_is_the_bank_whose_size_is_told(setup: Setup) -> None:
+    (opening,) = scale.opening(setup)
     # The folder of the bank is there while the row is made, and no longer.
-    for pair in scale.opening(scene):
+    for pair in scale.opening(setup):
         assert pair.ours is not None
         assert len(pair.ours()) == 1000
     row = 1000 * (512 + scale.OPENED_WEIGHTS) * 2 + 1000 * (8 + 8 + len("photographs/100.jpg"))
@@ -142,8 +142,8 @@ def test_memory_is_what_a_task_takes_at_most() -> None:
     assert scale.measured(lambda: None)[1] < 10
 
 
-def test_sizes_are_powers_of_ten_up_to_the_largest_bank(scene: Scene) -> None:
-    assert scale.sizes(replace(scene, entries=20_000)) == [1000, 10_000]
-    assert scale.sizes(replace(scene, entries=500)) == [500]
-    (mined,) = scale.mining(replace(scene, entries=200))
+def test_sizes_are_powers_of_ten_up_to_the_largest_bank(setup: Setup) -> None:
+    assert scale.sizes(replace(setup, entries=20_000)) == [1000, 10_000]
+    assert scale.sizes(replace(setup, entries=500)) == [500]
+    (mined,) = scale.mining(replace(setup, entries=200))
     assert mined.facts["ratio"] == pytest.approx(mined.facts["ms hardest"] / mined.facts["ms all"])

@@ -136,7 +136,7 @@ def test_a_data_set_of_another_layout_is_not_downloaded_over(
 
 
 def test_the_embedded_set_is_not_downloaded(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--data embedded is made on the spot"):
+    with pytest.raises(InputError, match="--data embedded is generated locally"):
         choose("embedded", tmp_path, download=True)
 
 

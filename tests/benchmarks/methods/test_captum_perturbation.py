@@ -11,9 +11,9 @@ from torch import Tensor
 
 from benchmarks.methods import METHODS, MethodUnavailableError, Query, Subject
 from benchmarks.methods import captum_perturbation as perturbation
+from benchmarks.methods.baselines import superpixels
 from benchmarks.methods.budget import block_side, window_sides, window_stride
 from benchmarks.methods.captum_call import seeded_by
-from benchmarks.methods.superpixels import superpixels
 
 
 @torch.no_grad()

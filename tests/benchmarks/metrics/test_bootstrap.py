@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.metrics import bootstrap
-from benchmarks.metrics.bootstrap import bootstrap_interval, paired_difference
+from benchmarks.metrics.bootstrap import bootstrap_interval, paired_auroc, paired_difference
 from benchmarks.metrics.pxap import pixel_histograms, pxap
 from captum_embed.errors import InputError
 
@@ -126,3 +129,18 @@ def test_bad_input_is_refused(arguments, message):
 def test_paired_values_of_different_images_are_refused():
     with pytest.raises(InputError, match=r"\(3,\), \(2,\)"):
         paired_difference([1, 2, 3], [1, 2])
+
+
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=8),
+    st.integers(0, 1000),
+)
+def test_auroc_of_a_resample_is_scikit_learns_of_its_images(
+    pairs: list[tuple[int, int]], seed: int
+) -> None:
+    values = np.array(pairs, dtype=float)
+    drawn = np.random.default_rng(seed).integers(len(values), size=len(values))
+    counts = np.bincount(drawn, minlength=len(values))[None].astype(float)
+    labels = np.tile([1, 0], (len(values), 1))
+    expected = roc_auc_score(labels.ravel(), values[drawn].ravel())
+    assert paired_auroc(values, counts) == pytest.approx([expected])

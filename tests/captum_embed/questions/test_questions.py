@@ -132,7 +132,7 @@ def test_a_picture_is_not_compared_with_itself(encoder):
     assert questions.class_look(encoder, images, recipe=PLAIN).scores == pytest.approx((0.0, 0.0))
 
 
-def test_lenders_are_the_nearest_and_their_map_is_the_banks(encoder):
+def test_neighbors_are_the_nearest_and_the_map_is_the_banks(encoder):
     pairs = [(RED, BLACK), (RED, RED), (GREEN, BLUE), (BLUE, BLUE)]
     images = torch.stack([halves(*pair) for pair in pairs])
     labels = [0, 0, 1, 1]
@@ -234,7 +234,7 @@ def test_normalisation_is_undone_for_drawing(encoder):
     normalised.draw(normalization=lambda tensor: tensor.sigmoid())
 
 
-def test_the_borrowed_map_is_drawn_beside_its_lenders(encoder):
+def test_the_borrowed_map_is_drawn_beside_its_neighbors(encoder):
     bank = WeightBank(torch.eye(3), torch.eye(3), labels=[0, 1, 2], keys=["r", "g$b", "b"])
     pictures = {key: torch.rand(3, 4, 4) for key in bank.keys}
     answer = questions.whose_weights(encoder, halves(GREEN, RED), bank, pictures)
