@@ -10,9 +10,9 @@ import pytest
 # Starts a worker as the benchmark does, without a network, and waits for ever.
 MAIN = """
 import multiprocessing, time
-from benchmarks.runs import parallel
 
 def worker(queue):
+    from benchmarks.runs import parallel
     parallel.Evaluator = lambda plan: None
     parallel.start_worker(None, 1)
     queue.put(multiprocessing.current_process().pid)
