@@ -111,10 +111,24 @@ class EncoderForward(nn.Module):
         return (0,)
 
     def encode(self, images: list[Tensor]) -> list[Tensor]:
-        """Embeddings (N, D) of each batch of images (N, ...), from one batch of all of them."""
-        if len({(image.shape[1:], image.dtype, image.device) for image in images}) == 1:
-            return list(embedding_vectors(self.encoder(torch.cat(images))).chunk(len(images)))
-        return [embedding_vectors(self.encoder(image)) for image in images]
+        """Embeddings (N, D) of each batch of images (N, ...), from one batch of all of them.
+
+        Raises:
+            InputError: The encoder fails on inputs that may be images without a batch.
+        """
+        joined = len({(image.shape[1:], image.dtype, image.device) for image in images}) == 1
+        try:
+            outputs = [self.encoder(one) for one in ([torch.cat(images)] if joined else images)]
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            if images[0].dim() > 3:
+                raise
+            raise InputError(
+                f"the encoder fails on inputs of shape {tuple(images[0].shape)} ({error}); "
+                "expected a batch of what it was trained on, such as images (N, C, H, W): of one "
+                "image give image[None]"
+            ) from error
+        embeddings = [embedding_vectors(output) for output in outputs]
+        return list(embeddings[0].chunk(len(images))) if joined else embeddings
 
     def directed(self, loss: Tensor) -> Tensor:
         """A loss as this function returns it: itself, or for a match its negative."""

@@ -45,13 +45,14 @@ class InputTags:
         self.inputs = tuple(self._tagged(place, one) for place, one in enumerate(inputs))
 
     def _tagged(self, place: int, tensor: Tensor) -> Tensor:
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            return tensor
-        leaf = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
-        # A copy, so that the forward function may change it in place.
-        copy = leaf.clone()
-        self.remember(copy, (place,))
-        return copy
+        own: Tensor = own_tensor(tensor, differentiable=True)
+        if not own.requires_grad:
+            return own  # Of integers.
+        if own is tensor:
+            # So that the forward function may change it in place, and its node is its own.
+            own = tensor.clone()
+        self.remember(own, (place,))
+        return own
 
     def remember(self, tensor: Tensor, sources: Sources) -> None:
         """Sources of a tensor, for those that are computed from it."""
@@ -97,6 +98,28 @@ class InputTags:
         if None in known or () in parents or not _joins_rows(node):
             return None
         return tuple(place for one in parents for place in one or ())
+
+
+def own_tensor(value: Any, differentiable: bool) -> Any:
+    """What a forward function is given in place of a tensor of the caller.
+
+    Args:
+        value: A tensor, or anything else, which is returned as it is.
+        differentiable: It requires gradients, so that all that is computed from it does.
+
+    Returns:
+        The tensor itself, if it requires gradients; else another one of its values.
+    """
+    if not is_real(value) or value.requires_grad:
+        return value
+    # Tensors made in inference mode cannot take part in a graph; copies can.
+    own = value.clone() if value.is_inference() else value.detach()
+    return own.requires_grad_().clone() if differentiable else own
+
+
+def is_real(item: Any) -> bool:
+    """Whether it is a tensor of numbers that have gradients."""
+    return isinstance(item, Tensor) and (item.is_floating_point() or item.is_complex())
 
 
 def _joins_rows(node: Any) -> bool:

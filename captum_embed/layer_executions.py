@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from captum._utils.common import _run_forward, _sort_key_list
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
-from captum_embed.input_sources import InputTags, Sources
-from captum_embed.layer_recorder import LayerRecorder, own_tensor
+from captum_embed.input_sources import InputTags, Sources, own_tensor
+from captum_embed.layer_recorder import LayerRecorder
 
 # One tensor, or a tuple with one for each input. (Of a layer that returns several tensors, each is
 # a tuple in turn; the type leaves that out.)
@@ -110,14 +111,14 @@ def run_layer(
     tags: InputTags | None = None
     if torch.is_grad_enabled():
         # What the caller gave stays as it is, if the layer's input is it or a part of it.
-        given = tuple(own_tensor(each, attribute_to_layer_input) for each in inputs)
+        own = partial(own_tensor, differentiable=attribute_to_layer_input)
+        tags = InputTags(inputs) if follow else None
+        given = tuple(map(own, inputs)) if tags is None else tags.inputs
         if isinstance(arguments, tuple):
-            arguments = tuple(own_tensor(each, attribute_to_layer_input) for each in arguments)
-        tags = InputTags(given) if follow else None
+            arguments = tuple(map(own, arguments))
     recorder = LayerRecorder(cut, tags)
     with recorder.watching(layer, attribute_to_layer_input):
-        shown = given if tags is None else tags.inputs
-        output = run_forward(forward_func, shown, target, arguments)
+        output = run_forward(forward_func, given, target, arguments)
     executions = recorder.of_this_call()
     if not executions:
         raise LayerError(_never_ran(forward_func, layer))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_embed.errors import LayerError
-from captum_embed.input_sources import InputTags
+from captum_embed.input_sources import InputTags, is_real
 
 # Calls in progress, by thread, and the lock under which hooks come and go: torch numbers them
 # without one.
@@ -80,7 +80,7 @@ class LayerRecorder:
         ):
             return None
         items = list(value) if isinstance(value, (tuple, list)) else [value]
-        places = [i for i, item in enumerate(items) if _is_real(item)]
+        places = [i for i, item in enumerate(items) if is_real(item)]
         if not places:
             raise LayerError(
                 f"the layer passes {type(value).__name__} with no floating-point tensor in it; "
@@ -143,24 +143,3 @@ class LayerRecorder:
                 "DataParallel on several devices one after the other"
             )
         return self._own or self._of_workers
-
-
-def own_tensor(value: Any, differentiable: bool) -> Any:
-    """What a forward function is given in place of a tensor of the caller.
-
-    Args:
-        value: A tensor, or anything else, which is returned as it is.
-        differentiable: It requires gradients, so that all that is computed from it does.
-
-    Returns:
-        The tensor itself, if it requires gradients; else another one of its values.
-    """
-    if not _is_real(value) or value.requires_grad:
-        return value
-    # Tensors made in inference mode cannot take part in a graph; copies can.
-    own = value.clone() if value.is_inference() else value.detach()
-    return own.requires_grad_().clone() if differentiable else own
-
-
-def _is_real(item: Any) -> bool:
-    return isinstance(item, Tensor) and (item.is_floating_point() or item.is_complex())

@@ -24,6 +24,7 @@ from captum_embed.weight_bank.build_job import BuildJob
 from captum_embed.weight_bank.build_work import BuildWork
 from captum_embed.weight_bank.encoder_runs import EncoderRuns
 from captum_embed.weight_bank.entries import checked_keys
+from captum_embed.weight_bank.files import checked_folder
 from captum_embed.weight_bank.images import ImageSource
 from captum_embed.weight_bank.mining import (
     NUM_TUPLES,
@@ -221,8 +222,9 @@ def _checked_paths(
 ) -> list[str | os.PathLike[str]] | None:
     if path is None:
         return None
-    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    if len({os.path.realpath(one) for one in paths}) != count or (
+    alone = isinstance(path, (str, bytes)) or not isinstance(path, Sequence)
+    paths: list[Any] = [path] if alone else [*path]  # type: ignore[misc]
+    if len({os.path.realpath(checked_folder(one)) for one in paths}) != count or (
         isinstance(path, str) and several
     ):
         raise InputError(

@@ -8,7 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from captum_embed.errors import InputError
 from captum_embed.weight_bank.bank import WeightBank
+from captum_embed.weight_bank.files import checked_folder
 from captum_embed.weight_bank.processes import Processes
-from captum_embed.weight_bank.storage import require_replaceable
+from captum_embed.weight_bank.storage import disk_errors, require_replaceable
 
 # What an interruption may cost.
 _SECONDS_BETWEEN_FILES = 30.0
@@ -99,8 +100,9 @@ class BuildRows:
         path = self._folder / f"{self._name}-{uuid4().hex}.safetensors"
         unfinished = path.with_suffix(".unfinished")
         try:
-            save_file(joined, unfinished)
-            unfinished.replace(path)
+            with _building(self._folder):
+                save_file(joined, unfinished)
+                unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
         self._unwritten = []
@@ -121,7 +123,7 @@ class BuildJob:
         self, paths: Sequence[str | os.PathLike[str]] | None, processes: Processes
     ) -> None:
         self.processes = processes
-        self._paths = [Path(os.path.realpath(path)) for path in paths or ()]
+        self._paths = [Path(os.path.realpath(checked_folder(path))) for path in paths or ()]
         for path in self._paths:
             require_replaceable(path)
         first = self._paths[0] if self._paths else None
@@ -146,7 +148,8 @@ class BuildJob:
         try:
             with self.processes.together("preparing the folder of the build"):
                 if self.folder and lock:
-                    self._claim(self.folder, lock, text)
+                    with _building(self.folder):
+                        self._claim(self.folder, lock, text)
             yield
         finally:
             if lock:
@@ -196,3 +199,10 @@ class BuildJob:
             note.write_text(text)
         for part in folder.glob("shards-*"):
             shutil.rmtree(part)
+
+
+def _building(folder: Path) -> AbstractContextManager[None]:
+    return disk_errors(
+        f"the build cannot write to {folder}",
+        "make room or give another path, and build again: with this path it goes on where it was",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from captum_embed.errors import BankFileError
+from captum_embed.errors import BankFileError, InputError
 from captum_embed.weight_bank.entries import DTYPES, Entries, Shard
 from captum_embed.weight_bank.rows import index_dtype
 
@@ -47,6 +48,30 @@ def shard_name(sha256: str) -> str:
 def is_shard_name(name: str) -> bool:
     """Whether a bank names shards like this; a path is never such a name."""
     return any(pattern.fullmatch(name) for pattern in (_SHARD_NAME, _NUMBERED_SHARD_NAME))
+
+
+def checked_folder(path: str | os.PathLike[str]) -> Path:
+    """The directory of a bank.
+
+    Raises:
+        InputError: It is no path, or one that no file can have, or safetensors cannot open.
+
+    Example::
+
+        >>> checked_folder("birds.bank").name
+        'birds.bank'
+    """
+    given = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    try:
+        # Of a relative path, with what leads to it.
+        if isinstance(given, str) and b"\0" not in os.path.abspath(given).encode():
+            return Path(given)
+    except UnicodeEncodeError:
+        pass
+    raise InputError(
+        f"the path of a weight bank is {path!r}; expected a directory, as a string or a "
+        "pathlib.Path, without null characters, in a place whose name is UTF-8"
+    )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from captum_embed.weight_bank.bank import WeightBank
 from captum_embed.weight_bank.entries import ROWS_AT_ONCE
 from captum_embed.weight_bank.equal_rows import RowFacts
 from captum_embed.weight_bank.faiss_index import OF_SEARCH, Arrays, FaissIndex, checked_settings
+from captum_embed.weight_bank.files import checked_folder
 from captum_embed.weight_bank.rows import StackedRows
 from captum_embed.weight_bank.search import nearest_rows, ranked_rows
 
@@ -88,7 +89,7 @@ class IndexedBank(WeightBank):
         self._progress = progress
         self._file: Path | None = None
         if path is not None:
-            folder = Path(os.path.realpath(path))
+            folder = Path(os.path.realpath(checked_folder(path)))
             self._file = folder.with_name(f"{folder.name}.{index}.safetensors")
         self._lock = threading.Lock()
         self._known_index: tuple[tuple[int, ...], FaissIndex, _Scaled] | None = None

@@ -73,6 +73,7 @@ class BankOnDisk:
             The bank.
 
         Raises:
+            InputError: It is no path.
             BankFileError: A file is missing, truncated, altered, or of another format or a newer
                 version; it names the file and what is wrong with it.
         """

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -63,13 +64,20 @@ class KeptRuns:
 
 
 class _SavedBytes:
-    """Counts the bytes that graphs keep alive: those of freed ones are counted off again."""
+    """Counts the bytes that graphs keep alive: those of freed ones do not count."""
 
     def __init__(self) -> None:
-        self.alive = 0
+        self._held: WeakSet[_Saved] = WeakSet()
+
+    @property
+    def alive(self) -> int:
+        return sum(each.tensor.numel() * each.tensor.element_size() for each in self._held)
 
     def pack(self, tensor: Tensor) -> Any:
-        return tensor if isinstance(tensor, nn.Parameter) else _Saved(tensor, self)
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        self._held.add(saved := _Saved(tensor))
+        return saved
 
     @staticmethod
     def unpack(saved: Any) -> Tensor:
@@ -77,13 +85,8 @@ class _SavedBytes:
 
 
 class _Saved:
-    def __init__(self, tensor: Tensor, total: _SavedBytes) -> None:
-        self.tensor, self._total = tensor, total
-        self._size = tensor.numel() * tensor.element_size()
-        total.alive += self._size
-
-    def __del__(self) -> None:
-        self._total.alive -= self._size
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 def embed_all(

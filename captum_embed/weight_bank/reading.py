@@ -24,6 +24,7 @@ from captum_embed.weight_bank.files import (
     MANIFEST_NAME,
     NETWORK_FACTS,
     Manifest,
+    checked_folder,
     decoded_keys,
     read_manifest,
     shard_tensors,
@@ -48,9 +49,10 @@ def read_bank(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> Entr
         The entries, on the CPU.
 
     Raises:
+        InputError: It is no path.
         BankFileError: A file is missing, truncated, altered or of another format; it says which.
     """
-    folder = Path(path)
+    folder = checked_folder(path)
     for _ in range(_READ_ATTEMPTS):
         before = status_of(folder / MANIFEST_NAME)
         manifest = read_manifest(folder)

@@ -25,6 +25,7 @@ from captum_embed.weight_bank.files import (
     MANIFEST_NAME,
     NETWORK_FACTS,
     Manifest,
+    checked_folder,
     is_shard_name,
     library_versions,
     read_manifest,
@@ -62,7 +63,7 @@ def write_bank(path: str | os.PathLike[str], entries: Entries, max_shard_size: i
             has been saving there for ``LOCK_SECONDS``.
     """
     # Links are followed, so that the new bank lies on the disk of the one it replaces.
-    folder = Path(os.path.realpath(path))
+    folder = Path(os.path.realpath(checked_folder(path)))
     size = _bytes(max_shard_size)
     require_replaceable(folder)
     with _writing(folder):
@@ -86,7 +87,7 @@ def update_bank(
     Raises:
         BankFileError: There is no bank, or it is damaged; and as :func:`write_bank`.
     """
-    folder = Path(os.path.realpath(path))
+    folder = Path(os.path.realpath(checked_folder(path)))
     size = _bytes(max_shard_size)
     read_manifest(folder)
     require_replaceable(folder)
@@ -106,14 +107,18 @@ def _replace(folder: Path, entries: Entries, size: int, *, verify: bool) -> None
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
+    advice = "what was there before is unchanged: make room or give another path, and save again"
+    with disk_errors(f"the weight bank could not be saved as {folder}", advice), _locked(folder):
+        yield
+
+
+@contextmanager
+def disk_errors(what: str, advice: str) -> Iterator[None]:
+    """Raises BankFileError, with these words around it, in place of what a disk raises."""
     try:
-        with _locked(folder):
-            yield
+        yield
     except (OSError, SafetensorError) as error:
-        raise BankFileError(
-            f"the weight bank could not be saved as {folder} ({error}); what was there before is "
-            "unchanged: make room or give another path, and save again"
-        ) from error
+        raise BankFileError(f"{what} ({error}); {advice}") from error
 
 
 def _bytes(size: int | str) -> int:

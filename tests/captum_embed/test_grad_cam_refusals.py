@@ -8,6 +8,7 @@ from captum_embed import (
     EmbeddingLayerGradCam,
     TripletForward,
     WeightBank,
+    build_weight_bank,
     map_functions,
 )
 from captum_embed.errors import InputError, LayerError
@@ -104,6 +105,17 @@ class TestBadInput:
         assert torch.equal(
             of_compiled.neighbors(queries).indices, of_plain.neighbors(queries).indices
         )
+
+    @pytest.mark.filterwarnings("ignore:Dynamo does not know:UserWarning")
+    def test_compiled_network_makes_the_bank_of_the_plain_one(self):
+        """torch.compile traces what counts the bytes of graphs, and makes objects of its own."""
+        plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        images = [(image, i % 2) for i, image in enumerate(triplets(4)[0])]
+        banks = [
+            build_weight_bank(TripletForward(each), plain[1], images, progress=False)
+            for each in (plain, torch.compile(plain, backend="eager"))
+        ]
+        assert torch.equal(banks[0].weights, banks[1].weights)
 
     @pytest.mark.parametrize("setting", [{"num_neighbors": 5}, {"exclude": ["a"]}])
     def test_settings_of_a_bank_without_a_bank(self, encoder, setting):

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from captum_embed import PairForward, QuadrupletForward, TripletForward
+from captum_embed import (
+    EmbeddingLayerGradCam,
+    PairForward,
+    QuadrupletForward,
+    SimilarityForward,
+    TripletForward,
+)
 from captum_embed.errors import InputError
 from captum_embed.metric_forwards import MetricForward, mean_of_nonzero
 
@@ -253,6 +259,17 @@ class TestBadInput:
         a, p, _ = images(3)
         with pytest.raises(InputError, match="reference 2 has shape"):
             TripletForward(encoder)(a, p, torch.randn(3, 1, 3, 6, 6))
+
+    def test_images_without_a_batch(self, encoder):
+        a, p, _ = images(3)
+        forward = PairForward(encoder, "similarity")
+        message = r"fails on inputs of shape \(3, 6, 6\) .* give image\[None\]"
+        with pytest.raises(InputError, match=message):
+            EmbeddingLayerGradCam(forward, encoder.conv).attribute((a[0], p[0]))
+        with pytest.raises(InputError, match=message):
+            SimilarityForward(encoder, torch.ones(1, 4))(a[0])
+        with pytest.raises(RuntimeError, match="to have 3 channels"):
+            forward(a[:, :2], p[:, :2])
 
     def test_encoder_that_does_not_pool(self):
         with pytest.raises(InputError, match="pool and flatten"):

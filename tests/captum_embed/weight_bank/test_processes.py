@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -25,7 +26,8 @@ from captum_embed import (
     WeightBank,
     build_weight_bank,
 )
-from captum_embed.errors import InputError, ProcessError
+from captum_embed.errors import BankFileError, InputError, ProcessError
+from captum_embed.weight_bank import build_job
 
 SIZES = [(3, 8, 8), (3, 8, 10)]
 
@@ -240,6 +242,18 @@ def test_a_file_that_is_not_whole_is_done_again(tmp_path):
     require_equal(build("all", path=tmp_path / "bank"), build("all"))
 
 
+def test_a_full_disk_ends_a_build_that_goes_on_with_more_room(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device")
+
+    images = Images()
+    monkeypatch.setattr(build_job, "save_file", full)
+    with pytest.raises(BankFileError, match=r"cannot write .*No space left.* make room"):
+        build("all", images, path=tmp_path / "bank")
+    monkeypatch.undo()
+    require_equal(build("all", path=tmp_path / "bank"), build("all"))
+
+
 def test_what_cannot_be_saved_or_resumed_is_refused_before_work_starts(tmp_path):
     images = Images()
     (tmp_path / "taken").mkdir()
@@ -249,6 +263,11 @@ def test_what_cannot_be_saved_or_resumed_is_refused_before_work_starts(tmp_path)
     for path in ([tmp_path / "a"], [tmp_path / "a", tmp_path / "a"], tmp_path / "a"):
         with pytest.raises(InputError, match="a directory for each"):
             build("all", images, several=True, path=path)
+    for path in ("a\0b", 3, b"a"):
+        with pytest.raises(InputError, match="the path of a weight bank is"):
+            build("all", images, path=path)
+    with pytest.raises(BankFileError, match=r"cannot write .* give another path"):
+        build("all", images, path=tmp_path / "taken" / "note.txt" / "bank")
 
     class Endless:
         def __iter__(self):

@@ -242,6 +242,14 @@ def test_a_manifest_that_is_a_folder_is_named(tmp_path: Path) -> None:
         make_bank().save(tmp_path / "bank")
 
 
+@pytest.mark.parametrize("path", ["a\0b", Path("c") / "\0", b"bytes", 3, None, "\udcff"])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    message = "the path of a weight bank is .*; expected a directory"
+    for work in (make_bank().save, WeightBank.load, make_bank().append_to):
+        with pytest.raises(InputError, match=message):
+            work(path)
+
+
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     (tmp_path / "bank").mkdir()
     make_bank().save(tmp_path / "bank")
