@@ -12,17 +12,11 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from benchmarks.core.settings import Classes, ClassNumbers
-from captum_embed.command_line.images import printable
+from captum_embed.command_line.images import FORMATS, MAX_PIXELS, printable
 from captum_embed.errors import InputError
 
 Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1) in pixels, x1 and y1 exclusive: x1 = x0 + width."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What is decoded, whatever a file's name says. For others Pillow may start another program."""
-
-MAX_PIXELS = 89_478_485
-"""Pillow's own bound for what may be a decompression bomb."""
 
 ROTATED = range(2, 9)
 """EXIF orientations other than upright; files hold values without a meaning, too."""

@@ -20,6 +20,11 @@ from captum_embed.errors import InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What is decoded, whatever a file's name says. For others Pillow may start another program, or
+# show a damaged file as if it were whole.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Pillow's own bound for what may be a decompression bomb.
+MAX_PIXELS = 89_478_485
 
 Framing = Literal["crop", "whole", "squash"]
 
@@ -138,29 +143,37 @@ def read_image(path: str | Path) -> Image.Image:
     """An image file as RGB, upright.
 
     Args:
-        path: Of a file that Pillow reads, 8 bits a colour; of several frames, the first counts.
+        path: Of a file in one of ``FORMATS``, with 8 bits a colour and at most ``MAX_PIXELS``;
+            of several frames, the first counts.
 
     Returns:
         The image, in mode RGB.
 
     Raises:
-        InputError: There is no such file, it is no image, or is damaged or of another depth.
+        InputError: There is no such file, it is no such image, or is damaged or too large.
     """
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode[:1] in ("I", "F"):
+        with Image.open(path, formats=FORMATS) as image:
+            if image.mode[:1] in ("I", "F"):
                 raise InputError(
-                    f"{printable(path)} has {upright.mode} pixels, of more than 8 bits; save it "
+                    f"{printable(path)} has {image.mode} pixels, of more than 8 bits; save it "
                     "as an 8-bit PNG or JPEG"
                 )
-            return upright.convert("RGB")
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"{printable(path)} has {image.width} x {image.height} pixels; at most "
+                    f"{MAX_PIXELS:,} are read: scale it down"
+                )
+            return ImageOps.exif_transpose(image).convert("RGB")
     except InputError:
         raise
     # Besides its own errors Pillow raises what its decoders do, on damaged files anything.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise InputError(f"{printable(path)} cannot be read as an image ({reason})") from error
+        raise InputError(
+            f"{printable(path)} cannot be read as an image ({reason}); expected a whole file in "
+            f"one of the formats {', '.join(FORMATS)}"
+        ) from error
 
 
 def printable(path: object) -> str:

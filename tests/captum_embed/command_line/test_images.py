@@ -1,12 +1,15 @@
 import os
+import struct
+import subprocess
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import InterpolationMode
 
@@ -88,6 +91,32 @@ def test_files_that_are_no_images_are_named_all_together(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"deep\.png.*half\.png.*text\.png") as caught:
         require_readable(find_images([tmp_path]), progress=False)
     assert "whole.png" not in str(caught.value)
+
+
+def test_formats_that_start_programs_or_hide_damage_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("started a program"))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    (tmp_path / "eps.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    photograph(20, 20).save(tmp_path / "other.jpg", "ICO")
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(InputError, match=r"one of the formats JPEG, .*, PPM"):
+            read_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", 13_000, 13_000, 8, 2, 0, 0, 0)
+    chunks = (header, b"IDAT")
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", crc32(c)) for c in chunks)
+    )
+    with pytest.raises(InputError, match=r"13000 x 13000 pixels; at most 89,478,485 are read"):
+        read_image(tmp_path / "bomb.png")
 
 
 def test_folders_give_their_images_in_the_order_of_numbers(tmp_path: Path) -> None:
