@@ -138,7 +138,7 @@ def lite0_features(network: nn.Module) -> Lite0Features:
     """
     if not isinstance(network, EmbeddingNetwork) or not isinstance(network.features, Lite0Features):
         raise InputError(
-            "the ablation compares layers of EfficientNet-Lite0 by name; give --network "
-            f"efficientnet_lite0, not a {type(network).__name__} of other features"
+            "the ablation compares layers of EfficientNet-Lite0 by name and knows no other "
+            f"network; a {type(network).__name__} of other features was given"
         )
     return network.features

@@ -85,7 +85,7 @@ def choose_reductions(settings: ReductionSettings) -> Path:
     device = chosen_device(settings.device)
     network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
     network = network.to(device)
-    layer = find_layer(network, settings.layer, settings.layout)
+    layer = find_layer(network, settings.layer, settings.layout, settings.prefix_tokens)
     forward = TripletForward(network, margin=settings.margin).eval()
     require_writable_folder(settings.output, "--output")
     data = chosen_data(settings)

@@ -63,7 +63,7 @@ def train_network(settings: QuickstartSettings, path: Path) -> None:
     """Train the last blocks and a new head on the training classes, and tell what it changes.
 
     Raises:
-        InputError: a network without parts to train, or a class with a single image.
+        InputError: a class with a single image.
     """
     network = starting_network(
         TrainSettings(

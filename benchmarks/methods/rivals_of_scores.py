@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from benchmarks.methods.captum_call import explainer
 from benchmarks.methods.match import direction
 from benchmarks.methods.method import Explainer, Method, Query, Subject
 from benchmarks.methods.rivals import of_activations
+from captum_embed.errors import LayerError
+from captum_embed.families import place_of
 from captum_embed.layouts import LayerLayout
 from captum_embed.rivals import (
     RELAX,
@@ -72,11 +75,13 @@ def _channels(subject: Subject, query: Query) -> dict[str, Any]:
 
 
 def _tokens(subject: Subject) -> dict[str, Any]:
-    """Prefix and grid of a network that resizes its images, which then do not tell them."""
+    """Prefix of a known network, and the grid of one that resizes its images."""
     layout = getattr(subject.network, "layout", None)
-    if not isinstance(layout, LayerLayout) or layout.layout != "tokens":
-        return {}
-    return {"prefix_tokens": layout.prefix_tokens, "grid": layout.grid}
+    if isinstance(layout, LayerLayout) and layout.layout == "tokens":
+        return {"prefix_tokens": layout.prefix_tokens, "grid": layout.grid}
+    with suppress(LayerError):
+        return {"prefix_tokens": place_of(subject.network).prefix_tokens}
+    return {}
 
 
 def _second_order(subject: Subject) -> Explainer:

@@ -6,11 +6,7 @@ explains under one name (``features``) and a checkpoint has one layout, whatever
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +18,7 @@ from benchmarks.networks.checkpoints import (
     refuse_head,
     refuse_mismatch,
 )
+from benchmarks.networks.factory_networks import made_by, serve
 from benchmarks.networks.lite0 import LITE0_CHANNELS, Lite0Features, imagenet_state, packaged_lite0
 from benchmarks.networks.timm_networks import has_channels_first, timm_backbone
 from benchmarks.networks.torchvision_networks import (
@@ -134,18 +131,20 @@ def imagenet_network() -> EmbeddingNetwork:
     return lite0_network()
 
 
-def packaged_state(network: EmbeddingNetwork | TransformerNetwork) -> dict[str, Tensor]:
+def packaged_state(network: nn.Module) -> dict[str, Tensor]:
     """The state of a network, in the layout of the checkpoint files.
 
     Lite0's is under the PyPI package's names, ``backbone.*``, and the head, so that it loads
     without this project too; any other network's is its `state_dict`.
     """
-    if not isinstance(network.features, Lite0Features):
+    features = getattr(network, "features", None)
+    if not isinstance(features, Lite0Features):
+        # Copies, as a file cannot hold tensors that share their memory.
         state = network.state_dict()
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     mirror = packaged_lite0()
     own = Lite0Features(mirror)
-    own.load_state_dict(network.features.state_dict())
+    own.load_state_dict(features.state_dict())
     state = {
         f"backbone.{name}": tensor.detach().cpu().contiguous()
         for name, tensor in mirror.state_dict().items()
@@ -268,23 +267,6 @@ def _fill(
     network.load_state_dict(given)
 
 
-def _imported_factory(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    # Importing runs the user's module, which may raise anything, and may end the program.
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"--network {name}: cannot import {attribute!r} ({type(error).__name__}: {error})"
-        ) from error
-    if not callable(factory):
-        raise InputError(f"--network {name}: {attribute!r} is not callable")
-    return factory
-
-
 def is_factory(name: str) -> bool:
     """Whether a network's name is that of a user's callable, ``package.module:factory``."""
     return ":" in name and not name.startswith((TIMM, TORCHVISION))
@@ -319,17 +301,8 @@ def embedding_network(
             f"--embedding-dim {embedding_dim} does not apply to --network {name}, whose factory "
             "decides"
         )
-    factory = _imported_factory(name)
-    try:
-        network = factory() if checkpoint is None else factory(str(checkpoint))
-    except SystemExit as error:
-        raise InputError(
-            f"--network {name} ended the program (SystemExit: {error}) where it should return a "
-            "network"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise InputError(f"network {name!r} gave a {type(network).__name__}, not an nn.Module")
-    return network
+    network = made_by(name, checkpoint)
+    return network if isinstance(network, EmbeddingNetwork | TransformerNetwork) else serve(network)
 
 
 def build_network(
@@ -341,9 +314,9 @@ def build_network(
 
     Args:
         name (str): ``efficientnet_lite0``, a name as in `backbone_network`, or
-            ``package.module:factory``, a callable that returns the module (images (N, 3, H, W) to
-            embeddings (N, D)) and gets the checkpoint's path as its only argument when one is
-            given.
+            ``package.module:factory``, a callable that returns the module: images (N, 3, H, W) to
+            embeddings (N, D), a ``ModelOutput`` of transformers included. See `made_by` for
+            what happens to the checkpoint.
         checkpoint (str or Path, optional): a safetensors file. None: pretrained on ImageNet.
         embedding_dim (int, optional): width of a new, untrained head. None: 512, and for Lite0
             none: its 1280 pooled features.

@@ -7,6 +7,7 @@ and checkpoints keep the names of their library.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,7 +16,13 @@ from torch import Tensor, nn
 
 from captum_embed.errors import LayerError
 from captum_embed.families import place_of
-from captum_embed.layouts import LayerLayout, Layout, channels_first, require_layout
+from captum_embed.layouts import (
+    LayerLayout,
+    Layout,
+    channels_first,
+    checked_layout,
+    require_layout,
+)
 
 DEFAULT_LAYER = "features"
 LAYER_HELP = (
@@ -23,6 +30,10 @@ LAYER_HELP = (
     "transformer the last at which the patches have a gradient"
 )
 LAYOUT_HELP = "of a layer that is named: how channels and places lie in its output"
+PREFIX_HELP = (
+    "of a named layer that gives tokens: how many in front of the patches are class token and "
+    "registers; without it, as known of the network or told by its images"
+)
 
 # Of the images that a network is run on, in this thread: of tokens it tells the grid.
 _images: ContextVar[Tensor] = ContextVar("images")
@@ -88,7 +99,12 @@ def show_places(
     return places
 
 
-def find_layer(network: nn.Module, name: str, layout: Layout = "channels_first") -> nn.Module:
+def find_layer(
+    network: nn.Module,
+    name: str,
+    layout: Layout = "channels_first",
+    prefix_tokens: int | None = None,
+) -> nn.Module:
     """The layer that is explained, with output (N, C, h, w).
 
     Args:
@@ -97,13 +113,24 @@ def find_layer(network: nn.Module, name: str, layout: Layout = "channels_first")
             layer that `captum_embed.families.place_of` knows.
         layout (str): of the named layer; of one with channels first the module itself is
             returned, of others one that is added to the network, see `show_places`.
+        prefix_tokens (int, optional): of the named layer, where it gives tokens.
 
     Raises:
-        LayerError: there is none of this name; the closest ones are listed.
+        LayerError: there is none of this name; the closest ones are listed. Or no name is given,
+            and the network's family is not known.
+        InputError: prefix tokens of a layout without tokens.
     """
+    checked_layout(layout, prefix_tokens)
     modules = dict(network.named_modules())
     if name == DEFAULT_LAYER and name not in modules:
-        place = place_of(network)
+        try:
+            place = place_of(network)
+        except LayerError as error:
+            listed = ", ".join(n for n in modules if n and n.count(".") < 2)
+            raise LayerError(
+                f"{error}: --layer NAME, and --layout tokens or channels_last where its channels "
+                f"are not first. Its modules: {listed}"
+            ) from error
         name, layout = place.last_activation, place.layout
     if name and name in modules:
         layer = modules[name]
@@ -111,7 +138,7 @@ def find_layer(network: nn.Module, name: str, layout: Layout = "channels_first")
             return layer
         # Images may be resized on their way to the backbone.
         root = getattr(network, "backbone", network) if hasattr(network, "prepare") else network
-        return show_places(root, layer, _stated_layout(network, layout))
+        return show_places(root, layer, _stated_layout(network, layout, prefix_tokens))
     parent = name.rpartition(".")[0]
     near = [n for n in modules if n and n.rpartition(".")[0] == parent][:8]
     raise LayerError(
@@ -120,16 +147,15 @@ def find_layer(network: nn.Module, name: str, layout: Layout = "channels_first")
     )
 
 
-def _stated_layout(network: nn.Module, layout: Layout) -> LayerLayout:
+def _stated_layout(network: nn.Module, layout: Layout, prefix: int | None) -> LayerLayout:
     """The layout of a layer that is named; of tokens with prefix and grid, as far as known."""
     known = getattr(network, "layout", None)
-    if isinstance(known, LayerLayout) and known.layout == layout:
+    if prefix is None and isinstance(known, LayerLayout) and known.layout == layout:
         return known
-    try:
-        prefix = place_of(network).prefix_tokens
-    except LayerError:
-        prefix = None
-    return LayerLayout(layout, prefix if layout == "tokens" else None)
+    if prefix is None and layout == "tokens":
+        with suppress(LayerError):
+            prefix = place_of(network).prefix_tokens
+    return LayerLayout(layout, prefix)
 
 
 def named_layer(network: nn.Module, chosen: nn.Module, name: str) -> nn.Module:

@@ -53,6 +53,7 @@ class EvaluationPlan:
         checkpoint (Path, optional): of the network.
         layer (str): dotted name of the layer explained.
         layout (str): of its output.
+        prefix_tokens (int, optional): likewise, of tokens.
         methods (tuple of str): registry names.
         protocols (tuple of str): names in `PROTOCOLS`.
         margin (float): of the triplet loss.
@@ -77,6 +78,7 @@ class EvaluationPlan:
     device: str
     cache: Path
     layout: Layout = "channels_first"
+    prefix_tokens: int | None = None
     embedding_dim: int | None = None
     budget: int = DEFAULT_BUDGET
     bank_channels: int | None = None
@@ -355,7 +357,9 @@ class Evaluator:
 def bench_of(plan: EvaluationPlan, protocol: EvaluationProtocol, network: nn.Module) -> Bench:
     """A protocol's bench for one network."""
     forward = TripletForward(network, margin=plan.margin).eval()
-    return Bench(plan, protocol, forward, find_layer(network, plan.layer, plan.layout))
+    return Bench(
+        plan, protocol, forward, find_layer(network, plan.layer, plan.layout, plan.prefix_tokens)
+    )
 
 
 def comparing(plan: EvaluationPlan, protocol: EvaluationProtocol) -> Bench:

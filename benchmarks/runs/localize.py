@@ -81,7 +81,7 @@ def localize(
         device = chosen_device(settings.device)
         network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
         network = network.to(device)
-        layer = find_layer(network, settings.layer, settings.layout)
+        layer = find_layer(network, settings.layer, settings.layout, settings.prefix_tokens)
         forward = TripletForward(network, margin=settings.margin).eval()
         require_writable_folder(settings.output, "--output")
         data = chosen_data(settings)
@@ -126,6 +126,7 @@ def plan_of(settings: ExplainSettings, device: torch.device, cache: Path) -> Eva
         checkpoint=settings.checkpoint,
         layer=settings.layer,
         layout=settings.layout,
+        prefix_tokens=settings.prefix_tokens,
         methods=tuple(method.name for method in select(settings.methods)),
         protocols=(),
         margin=settings.margin,

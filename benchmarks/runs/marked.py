@@ -122,7 +122,7 @@ def prepare_networks(
             ProtocolCache(of_network.cache / protocol.shows),
             select(plan.methods),
             TripletForward(network, margin=BANK_MARGIN).eval(),
-            find_layer(network, plan.layer, plan.layout),
+            find_layer(network, plan.layer, plan.layout, plan.prefix_tokens),
             MarkedImages(records, protocol, name, settings.seed),
             settings,
         )

@@ -87,7 +87,7 @@ def sanity(settings: SanitySettings) -> Path:
     device = chosen_device(settings.device)
     network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
     network = network.to(device).eval()
-    find_layer(network, settings.layer, settings.layout)
+    find_layer(network, settings.layer, settings.layout, settings.prefix_tokens)
     stages = cascade(network)
     require_writable_folder(settings.output, "--output")
     data = _choose(settings)
@@ -158,7 +158,7 @@ def _bench(
     """One network with its own tuples and banks."""
     plan = replace(plan, cache=plan.cache / stage.replace(" ", "_"))
     forward = TripletForward(network, margin=plan.margin).eval()
-    layer = find_layer(network, plan.layer, plan.layout)
+    layer = find_layer(network, plan.layer, plan.layout, plan.prefix_tokens)
     prepare(settings, plan, forward, layer, data)
     return Bench(plan, PROTOCOLS[PROTOCOL], forward, layer)
 

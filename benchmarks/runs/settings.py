@@ -13,7 +13,7 @@ from benchmarks.core.settings import CommonSettings, DeviceSettings, names, posi
 from benchmarks.datasets.choice import DataSettings
 from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks.build import DEFAULT_NETWORK, EMBEDDING_DIM, NETWORK_HELP
-from benchmarks.networks.layers import DEFAULT_LAYER, LAYER_HELP, LAYOUT_HELP
+from benchmarks.networks.layers import DEFAULT_LAYER, LAYER_HELP, LAYOUT_HELP, PREFIX_HELP
 from benchmarks.protocols.registry import DEFAULT_PROTOCOLS, PROTOCOLS
 from captum_embed.layouts import Layout
 
@@ -47,6 +47,7 @@ class NetworkSettings:
     )
     layer: str = setting(LAYER_HELP, default=DEFAULT_LAYER)
     layout: Layout = setting(LAYOUT_HELP, default="channels_first", choices=get_args(Layout))
+    prefix_tokens: int | None = setting(PREFIX_HELP, default=None, parse=int)
 
 
 @dataclass(frozen=True, kw_only=True)

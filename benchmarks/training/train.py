@@ -33,14 +33,13 @@ from benchmarks.datasets.preprocess import to_tensor
 from benchmarks.datasets.records import ImageRecord, ImageSet, UnreadableImageError, load_rgb
 from benchmarks.networks.build import (
     DEFAULT_NETWORK,
+    EMBEDDING_DIM,
     NETWORK_HELP,
-    EmbeddingNetwork,
     embedding_network,
     is_factory,
     packaged_state,
 )
 from benchmarks.networks.checkpoints import CheckpointError, read_safetensors
-from benchmarks.networks.transformer_networks import TransformerNetwork
 from benchmarks.training.retrieval import embed, readable_batch, recall_at_1
 from benchmarks.training.triplets import MINING, ClassBalancedBatches, batch_triplet_loss
 from captum_embed.command_line.networks import chosen_device
@@ -54,14 +53,22 @@ class TrainSettings(DataSettings, DeviceSettings, CommonSettings):
     initial: Path | None = setting(
         "checkpoint to start from, instead of the ImageNet weights", default=None, parse=Path
     )
-    embedding_dim: int = setting("width of a new head", default=512, parse=positive_int)
+    embedding_dim: int = setting(
+        "width of a new head; --initial and a factory bring their own",
+        default=EMBEDDING_DIM,
+        parse=positive_int,
+    )
     steps: int = setting("batches to train on", default=1000, parse=positive_int)
     classes_per_batch: int = setting("P of P x K batches", default=8, parse=positive_int)
     images_per_class: int = setting("K of P x K batches", default=4, parse=positive_int)
     mining: str = setting("triplets of a batch", default="semihard", choices=MINING)
     margin: float = setting("in squared Euclidean distance", default=0.2, parse=float)
     learning_rate: float = setting("of AdamW, cosine to zero", default=1e-4, parse=float)
-    head_learning_rate: float = setting("the same, of the head", default=1e-3, parse=float)
+    head_learning_rate: float = setting(
+        "the same, of the head; of a factory's network: its module `head`, if there is one",
+        default=1e-3,
+        parse=float,
+    )
     weight_decay: float = setting("of AdamW", default=1e-4, parse=float)
     smallest_crop: float = setting("least area of the random crop", default=0.3, parse=float)
     save_every: int = setting(
@@ -105,18 +112,17 @@ class AugmentedImages(Dataset[tuple[Tensor | None, int]]):
 class Trainer:
     """A network, its optimizer and the step they are at, saved without pickle."""
 
-    def __init__(
-        self, network: EmbeddingNetwork | TransformerNetwork, settings: TrainSettings
-    ) -> None:
+    def __init__(self, network: nn.Module, settings: TrainSettings) -> None:
         self.settings = settings
         self.device = chosen_device(settings.device)
         self.network = network.requires_grad_(True).to(self.device)
         self.step = 0
         self.losses: list[float] = []
         trunk = [p for name, p in network.named_parameters() if not name.startswith("head.")]
+        head = [p for name, p in network.named_parameters() if name.startswith("head.")]
         groups: list[dict[str, Any]] = [
             {"params": trunk, "lr": settings.learning_rate},
-            {"params": list(network.head.parameters()), "lr": settings.head_learning_rate},
+            {"params": head, "lr": settings.head_learning_rate},
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         self.full_rates = [group["lr"] for group in groups]
@@ -128,6 +134,8 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
             group["lr"] = rate * remaining
         embeddings = self.network(images.to(self.device))
+        if self.step == 0:
+            _warn_of_lengths(embeddings, self.settings)
         loss = batch_triplet_loss(
             embeddings, labels.to(self.device), self.settings.margin, self.settings.mining
         )
@@ -142,7 +150,9 @@ class Trainer:
         return loss.item()
 
     def save(self, path: Path) -> None:
-        tensors = {f"network.{k}": v.contiguous() for k, v in self.network.state_dict().items()}
+        # A file cannot hold tensors that share their memory.
+        state = {k: v.contiguous().clone() for k, v in self.network.state_dict().items()}
+        tensors = {f"network.{k}": v for k, v in state.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in state.items()}
         metadata = {
@@ -180,29 +190,31 @@ class Trainer:
         self.losses = json.loads(metadata["losses"])
 
 
+def _warn_of_lengths(embeddings: Tensor, settings: TrainSettings) -> None:
+    """A margin says little where embeddings are of any length; only a factory's may be."""
+    length = float(embeddings.detach().norm(dim=1).mean())
+    if abs(length - 1) > 1e-3:
+        warnings.warn(
+            f"the embeddings of --network {settings.network} have length {length:.3g} on average, "
+            f"and --margin {settings.margin:g} is a squared Euclidean distance; let the network "
+            "end with torch.nn.functional.normalize(embeddings, dim=1), or choose the margin",
+            stacklevel=2,
+        )
+
+
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def starting_network(settings: TrainSettings) -> EmbeddingNetwork | TransformerNetwork:
-    """The network to train, from a checkpoint or from ImageNet weights and a new head.
-
-    Raises:
-        InputError: a network without the parts that are trained here.
-    """
+def starting_network(settings: TrainSettings) -> nn.Module:
+    """The network to train, from a checkpoint or from ImageNet weights and a new head."""
     brings_head = settings.initial is not None or is_factory(settings.network)
-    network = embedding_network(
+    return embedding_network(
         settings.network,
         settings.initial,
         None if brings_head else settings.embedding_dim,
         seed=settings.seed,
     )
-    if not isinstance(network, (EmbeddingNetwork, TransformerNetwork)):
-        raise InputError(
-            f"--network {settings.network} gave a {type(network).__name__}; training needs a "
-            "benchmarks.networks.build.EmbeddingNetwork, with features and a head"
-        )
-    return network
 
 
 def checked_data(settings: TrainSettings) -> tuple[ImageSet, ImageSet | None]:
@@ -276,8 +288,10 @@ def train(settings: TrainSettings) -> Path:
         print(f"recall@1 before training, {len(test_images or ())} images: {first_recall:.1%}")
     _run(trainer, batches, images, unfinished)
     recall = _recall(trainer.network, test_images, settings)
-    metadata = _metadata(settings, images, test_images, recall)
     state = packaged_state(trainer.network.cpu())
+    metadata = _metadata(settings, images, test_images, recall)
+    if "head.weight" in state and not is_factory(settings.network):
+        metadata |= {"normalize": "l2", "embedding_dim": str(len(state["head.weight"]))}
     write_atomically(settings.output, lambda path: save_file(state, path, metadata))
     unfinished.unlink(missing_ok=True)
     if recall is not None:
@@ -314,10 +328,8 @@ def _metadata(
     network = settings.network.partition("@")[0]
     metadata = {
         "architecture": "efficientnet-lite0" if network == DEFAULT_NETWORK else network,
-        "normalize": "l2",
         "input": "RGB/255, mean .485 .456 .406, std .229 .224 .225",
         "loss": f"triplet, squared euclidean, margin {settings.margin:g}",
-        "embedding_dim": str(settings.embedding_dim),
         "train_classes": _named(images),
         "settings": json.dumps(as_json(settings, only_changing_results=True)),
     }

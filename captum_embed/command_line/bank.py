@@ -21,6 +21,7 @@ from captum_embed.command_line.preparation import (
     RECIPE,
     chosen_images,
     class_names,
+    classes_with_entries,
     default_num_neighbors,
     excluded,
     prepare,
@@ -180,8 +181,7 @@ def facts_of(path: Path, *, verify: bool = False) -> dict[str, Any]:
     bank = WeightBank.load(path, verify=verify)
     manifest = read_manifest(path)
     metadata = dict(bank.metadata)
-    classes = class_names(bank)
-    metadata.pop(CLASS_NAMES, None)
+    named = metadata.pop(CLASS_NAMES, None) is not None
     dropped = sum(stop - first for shard in manifest.shards for first, stop in shard.dropped)
     return {
         "bank": str(path),
@@ -195,7 +195,7 @@ def facts_of(path: Path, *, verify: bool = False) -> dict[str, Any]:
         "dropped": dropped,
         "labels": manifest.has_labels,
         "keys": manifest.has_keys,
-        "classes": classes,
+        "classes": list(classes_with_entries(bank)) if named else None,
         **metadata,
     }
 

@@ -222,6 +222,13 @@ def class_names(bank: WeightBank) -> list[str] | None:
     return names
 
 
+def classes_with_entries(bank: WeightBank) -> dict[str, int]:
+    """Numbers of the classes by name, but for those that have lost all of their entries."""
+    present = set() if bank.labels is None else set(bank.labels.unique().tolist())
+    names = enumerate(class_names(bank) or ())
+    return {name: number for number, name in names if number in present}
+
+
 def default_num_neighbors(
     recipe: Recipe, bank: WeightBank, exclude: Collection[str | int] | None
 ) -> int:
@@ -250,11 +257,7 @@ def excluded(
     """
     if names is None:
         return None
-    keys = set(bank.keys or ())
-    # A class may have lost all of its entries.
-    present = set() if bank.labels is None else set(bank.labels.unique().tolist())
-    names_of = enumerate(class_names(bank) or ())
-    classes = {name: number for number, name in names_of if number in present}
+    keys, classes = set(bank.keys or ()), classes_with_entries(bank)
     unknown = [name for name in names if name not in keys and name not in classes]
     if unknown:
         raise InputError(

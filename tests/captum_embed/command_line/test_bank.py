@@ -140,6 +140,7 @@ def test_a_bank_is_made_compact_grows_and_shrinks_where_it_is(
     assert all(file.stat().st_ino == inode for file, inode in before.items())
     facts = printed(capsys, "bank", "drop", "small.a", "wren", "jay/0.png")
     assert (facts["entries"], facts["dropped"]) == (4, 6)
+    assert facts["classes"] == ["jay", "finch"], "a class without entries is not listed"
     left = WeightBank.load("small.a")
     assert left.keys == ("jay/2.png", "jay/4.png", "finch/20.png", "finch/22.png")
     assert main(["bank", "drop", "small.a", "sparrow"]) == 1
