@@ -41,7 +41,7 @@ IMPORTED = [
     "torchvision",
 ]
 # Long tests of what short ones test, too.
-SLOW = "not (killed or savers or reader_sees or threads or half_precision or processes)"
+SLOW = "not (killed or savers or reader_sees or threads or half_precision or processes_build)"
 SECONDS = 25  # Of the processor, for the tests of one mutant.
 MEMORY = 12 * 2**30
 
