@@ -2,6 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import Any
+
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -41,3 +45,21 @@ napoleon_custom_sections = [("Source", "notes_style")]
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+
+
+# Formulas are MathML, which browsers draw themselves: MathJax is a script from another server.
+html_math_renderer = "mathml"
+
+
+def inline_formula(translator: Any, node: Any) -> None:
+    translator.body.append(convert(node.astext()))
+    raise SkipNode
+
+
+def displayed_formula(translator: Any, node: Any) -> None:
+    translator.body.append(convert(node.astext(), display="block"))
+    raise SkipNode
+
+
+def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", (inline_formula, None), (displayed_formula, None))

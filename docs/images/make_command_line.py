@@ -37,7 +37,7 @@ def draw() -> None:
         page.write_text(page.read_text().replace(f"{folder}/", ""))
         picture = HERE / "command_line.png"
         browser = ["chromium", "--headless", "--no-sandbox", "--hide-scrollbars"]
-        window = ["--window-size=760,1330", f"--screenshot={picture}"]
+        window = ["--window-size=760,1005", f"--screenshot={picture}"]
         subprocess.run([*browser, *window, page.as_uri()], check=True, capture_output=True)
 
 
