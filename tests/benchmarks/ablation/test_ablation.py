@@ -21,7 +21,7 @@ from benchmarks.ablation.variants import (
     BankVariant,
     of_axes,
 )
-from benchmarks.core.settings import ClassNumbers
+from benchmarks.core.settings import ClassNames, ClassNumbers
 from benchmarks.datasets import composition, embedded
 from benchmarks.datasets.cub import load_cub
 from benchmarks.datasets.cut_outs import CLASSES
@@ -67,7 +67,7 @@ def settings_for(root, output):
         data=str(root),
         output=output,
         train_classes=ClassNumbers((1, 2, 3, 4)),
-        test_classes=ClassNumbers((5, 6)),
+        test_classes=ClassNames(("Handwriting", "Horse")),
         num_resamples=50,
         progress=False,
     )
