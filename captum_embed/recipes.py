@@ -247,9 +247,10 @@ TRANSFER = Recipe(
 )
 """The distance of LOCALIZE, with the sign of the evidence that a bank's weights give.
 
-Meant for a bank: the mean over many entries names the object, the weights of a single image its
-class. With uniform weights its sign is arbitrary, and the boxes are worse. Averaged over
-a whole bank, the sign can mean nothing: measure beside ``control_transfer_uniform`` on your data.
+Against references, what speaks against the match is below zero. From a bank, the
+mean over many entries names the object, the weights of a single image its class. In a network that
+was trained on few classes this sign can mean nothing for others: measure beside
+``control_transfer_uniform`` on your data. With uniform weights it is arbitrary.
 """
 
 EXPLAIN = Recipe(

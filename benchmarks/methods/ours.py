@@ -127,6 +127,10 @@ METHODS = (
         control=permuted, what="the map of TRANSFER with its weights on other channels",
     ),
     against_references(
+        "ours_transfer_references", "Ours, TRANSFER, references", TRANSFER,
+        "signed distance from the border, by the gradient of the match with the references",
+    ),
+    against_references(
         "ours_explain", "Ours, EXPLAIN", EXPLAIN, "gradient of the match with the references"
     ),
     transferred("ours_explain_transfer", "Ours, EXPLAIN, transfer", EXPLAIN),

@@ -26,6 +26,8 @@ What does the match rest on? Four images stand in a square, and one of them is a
 SENTENCES = {
     "ours_localize": "Ours. Shows what differs from the border of the image, distractors too.",
     "control_uniform": "The same without any weights: what both score, weights do not explain.",
+    "ours_transfer_references": "Ours. Shows what differs from the border and raises the match "
+    "with the references, distractors less.",
     "ours_explain": "Ours. Shows what makes the image match its references, where neighbouring "
     "places agree.",
     "layer_grad_cam": "Captum. Shows what makes the image match its references.",

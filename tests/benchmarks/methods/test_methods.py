@@ -132,6 +132,16 @@ def test_without_a_recipe_ours_is_layer_grad_cam_and_the_loss_its_negative(
     torch.testing.assert_close(explain("layer_grad_cam_loss", subject, query), -captums)
 
 
+def test_signed_distance_against_references_turns_round_with_references_and_foils(
+    subject: Subject, query: Query
+) -> None:
+    actual = explain("ours_transfer_references", subject, query)
+    assert (actual > 0).any()
+    assert (actual < 0).any()
+    turned = replace(query, references=query.references[::-1])
+    torch.testing.assert_close(explain("ours_transfer_references", subject, turned), -actual)
+
+
 @pytest.mark.parametrize("explains", ["match", "loss"])
 def test_the_paper_s_map_weighs_activations_with_the_neighbour_s_fifty_largest_weights(
     explains: str, subject: Subject, query: Query
