@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,8 @@ def test_a_bank_of_a_folder_is_the_librarys(
     assert bank.keys[0] == "jay/0.png"
     assert (facts["entries"], facts["classes"], facts["layer"]) == (6, ["jay", "wren"], "1")
     assert facts["explains"] == "match"
+    assert main(["bank", "info", "birds.bank"]) == 0
+    assert re.search(rf"^bytes +{facts['bytes']:,}$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_options_reach_the_builder(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:

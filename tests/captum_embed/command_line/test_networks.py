@@ -65,6 +65,19 @@ def test_timm_is_read_as_torchvision_is() -> None:
     assert network.preprocessing.image_size == 176
 
 
+def test_a_checkpoint_with_several_classifiers_fills_the_network(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    name = "deit_tiny_distilled_patch16_224"
+    whole = timm.create_model(name).state_dict()
+    save_file(whole, str(tmp_path / "whole.safetensors"))
+    network = load_network(f"timm:{name}", checkpoint=tmp_path / "whole.safetensors", device="cpu")
+    filled = network.encoder.state_dict()
+    assert {key for key in whole if key not in filled} == {
+        f"{head}.{part}" for head in ("head", "head_dist") for part in ("weight", "bias")
+    }
+    assert all(torch.equal(whole[key], filled[key]) for key in filled)
+
+
 def test_a_checkpoint_with_its_classifier_or_without_fills_the_network(tmp_path: Path) -> None:
     torch.manual_seed(3)
     whole = models.resnet18().state_dict()
