@@ -129,5 +129,8 @@ def _joins_rows(node: Any) -> bool:
     dim = node._saved_dim
     # Torch shows a negative dimension without its sign.
     if dim >= 2**63:
-        dim += len(node._input_metadata[0].shape) - 2**64
+        inputs = getattr(node, "_input_metadata", None)
+        if not inputs:  # Torch 2.3 keeps no shapes here; what cannot be told is refused.
+            return False
+        dim += len(inputs[0].shape) - 2**64
     return bool(dim == 0)
