@@ -86,14 +86,26 @@ const config = {
   view: { stroke: null },
   axis: {
     gridColor: line, domain: false, tickColor: faint, labelColor: muted, titleColor: muted,
-    titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 12, titlePadding: 9,
-    labelLimit: innerWidth < 640 ? 130 : 260,
+    titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 12, titlePadding: 9, labelLimit: 260,
   },
   text: { fill: text },
 };
+/* On a phone a name takes two lines of at most 26 letters, and its row is as high. */
+const phone = matchMedia("(max-width: 40rem)").matches;
+const broken = "replace(datum.label, regexp('(?=.{27})(.{1,26}) ', 'g'), '$1|')";
+const twoLines = {
+  labelExpr: `split(${broken}, '|')`, labelFontSize: 10, labelLineHeight: 11,
+  labelBaseline: { condition: { test: "length(datum.label) > 26", value: "bottom" }, value: "middle" },
+};
+function narrowed(spec) {
+  const named = spec.layer.filter(({ encoding }) => encoding?.y?.field === "label");
+  for (const { encoding } of named) encoding.y.axis = { ...encoding.y.axis, ...twoLines };
+  return named.length ? { ...spec, height: 1.4 * spec.height } : spec;
+}
 
 async function draw(chart) {
-  const { title, ...spec } = specs[chart.dataset.chart];
+  const { title, ...whole } = specs[chart.dataset.chart];
+  const spec = phone ? narrowed(whole) : whole;
   const { view } = await vegaEmbed(
     chart,
     { ...spec, width: "container", autosize: { type: "fit-x", contains: "padding" } },

@@ -369,5 +369,7 @@ def test_it_fits_a_phone_and_narrow_pages(invented: webdriver.Chrome, width: int
             assert 250 < one.size["width"] <= width
         for one in elements(invented, ".legend .value"):
             assert one.rect["x"] + one.rect["width"] <= width
+        named = chart(invented, "intervals_accuracy_at_0.2").text.replace("\n", " ")
+        assert "\u2026" not in named, "names are whole"
     finally:
         invented.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
