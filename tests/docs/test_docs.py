@@ -65,8 +65,8 @@ def shell_lines(page: Path) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """The words of every command of ours, from its name on."""
     ours = r"^captum-embed .*|-m (captum_embed\.build_bank|benchmarks) \w.*"
-    found = [re.search(ours, line) for line in shell_lines(page)]
-    return [shlex.split(command[0].removeprefix("-m ")) for command in found if command]
+    matches = [re.search(ours, line) for line in shell_lines(page)]
+    return [shlex.split(command[0].removeprefix("-m ")) for command in matches if command]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
