@@ -86,8 +86,8 @@ def test_a_model_of_transformers_is_explained_as_by_hand(
     )
     by_hand = torch.einsum("nc,nchw->nhw", gradient.mean((2, 3)), activation)[:, None]
     assert by_hand.abs().max() > 0
-    layer = find_layer(network, "features")
-    torch.testing.assert_close(LayerGradCam(network, layer).attribute(images(*size), 0), by_hand)
+    default = find_layer(network, "features")
+    torch.testing.assert_close(LayerGradCam(network, default).attribute(images(*size), 0), by_hand)
     named = find_layer(network, layer, "tokens", 1)
     torch.testing.assert_close(LayerGradCam(network, named).attribute(images(*size), 0), by_hand)
 
