@@ -18,7 +18,7 @@ from tqdm import tqdm
 from benchmarks.core.files import require_writable_folder, write_json, write_text
 from benchmarks.core.seeding import seed_of, seeded
 from benchmarks.core.settings import as_command, as_json, setting
-from benchmarks.datasets.choice import survey
+from benchmarks.datasets.choice import refuse_unknown_data, survey
 from benchmarks.methods import METHODS, Method, heatmap, select
 from benchmarks.methods.chosen_reductions import save
 from benchmarks.methods.reductions import Channels, Reduction
@@ -82,6 +82,7 @@ def choose_reductions(settings: ReductionSettings) -> Path:
     (protocol,) = settings.protocols
     if protocol not in DECIDES:
         raise InputError(f"--protocols {protocol}: expected one of {', '.join(DECIDES)}")
+    refuse_unknown_data(settings)
     device = chosen_device(settings.device)
     network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
     network = network.to(device)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from benchmarks.core.settings import Classes, ClassNumbers, class_choice, setting
 from benchmarks.datasets.download import CUB_IMAGES, download_cub
 from benchmarks.datasets.embedded import distractors_of, write_embedded
-from benchmarks.datasets.load import LAYOUTS, load_dataset
+from benchmarks.datasets.load import LAYOUTS, layout_of, load_dataset
 from benchmarks.datasets.records import (
     DatasetError,
     ImageRecord,
@@ -155,6 +155,15 @@ def choose_data(
     return DataChoice(everything.select(train), everything.select(test), train, test)
 
 
+def refuse_unknown_data(settings: DataSettings) -> None:
+    """Raise `DatasetError` where `choose_data` would find no data set in the folder.
+
+    It only looks at the folder. Commands call it before they make or download a network.
+    """
+    if settings.data != EMBEDDED and not settings.download:
+        layout_of(Path(settings.data))
+
+
 def refuse_split_conflict(
     split: str, train_classes: Classes | None, test_classes: Classes | None
 ) -> None:
@@ -261,8 +270,8 @@ def open_data(
     if data == EMBEDDED:
         if download:
             raise InputError(
-                f"--download fetches CUB-200-2011 into --data; --data {EMBEDDED} is made on the "
-                "spot, give a folder"
+                f"--download fetches CUB-200-2011 into --data; --data {EMBEDDED} is generated "
+                "locally; give a folder"
             )
         return load_dataset(write_embedded(folder / EMBEDDED, seed=seed, progress=progress))
     root = Path(data)

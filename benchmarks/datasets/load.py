@@ -59,14 +59,21 @@ def load_dataset(root: Path | str, kind: str = "auto") -> ImageSet:
     """
     if kind not in KINDS:
         raise InputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    root = Path(root)
-    if kind != "auto":
-        return LAYOUTS[kind].load(root)
+    layout = layout_of(Path(root)) if kind == "auto" else LAYOUTS[kind]
+    return layout.load(root)
+
+
+def layout_of(root: Path) -> Layout:
+    """The first of `LAYOUTS` that a folder looks like.
+
+    Raises:
+        DatasetError: it does not exist, or looks like none.
+    """
     if not root.exists():
-        raise DatasetError(f"{root}: no such folder")
+        raise DatasetError(f"{printable(root)}: no such folder")
     for layout in LAYOUTS.values():
         if layout.is_here(root):
-            return layout.load(root)
+            return layout
     looked_for = "; ".join(f"{name}: {layout.sign}" for name, layout in LAYOUTS.items())
     raise DatasetError(
         f"{printable(root)}: no data set in a known layout here. Looked for {looked_for}"

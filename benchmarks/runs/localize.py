@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.core.files import require_writable_folder
 from benchmarks.core.seeding import sample
 from benchmarks.core.settings import as_command, as_json
-from benchmarks.datasets.choice import DataChoice, choose_data, survey
+from benchmarks.datasets.choice import DataChoice, choose_data, refuse_unknown_data, survey
 from benchmarks.methods import select
 from benchmarks.methods.reductions import Reduction
 from benchmarks.networks.build import build_network
@@ -72,6 +72,7 @@ def localize(
     """
     select(settings.methods)
     _refuse_impossible(settings)
+    refuse_unknown_data(settings)
     rank, count = launched()
     if rank > 0:
         settings = replace(settings, progress=False)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from benchmarks.core.files import require_writable_folder, write_json, write_text
 from benchmarks.core.seeding import sample, seed_of, seeded
 from benchmarks.core.settings import as_command, as_json, positive_int, setting
-from benchmarks.datasets.choice import DataChoice, survey
+from benchmarks.datasets.choice import DataChoice, refuse_unknown_data, survey
 from benchmarks.datasets.records import ImageRecord, ImageSet, load_rgb
 from benchmarks.methods import heatmap, select
 from benchmarks.metrics.bootstrap import bootstrap_interval
@@ -84,6 +84,7 @@ def sanity(settings: SanitySettings) -> Path:
         InputError: settings or data that cannot work, before the long part starts.
     """
     select(settings.methods)
+    refuse_unknown_data(settings)
     device = chosen_device(settings.device)
     network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)
     network = network.to(device).eval()

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import main
+
 from .conftest import results, run
 
 
@@ -33,6 +35,17 @@ def test_bad_input_is_refused_before_anything_is_computed(
     assert message in captured.err
     assert captured.err.startswith("error: ")
     assert not Path("run/records.jsonl").exists()
+
+
+@pytest.mark.parametrize("command", ["localize", "faithfulness", "reductions", "sanity"])
+def test_photographs_alone_are_refused_before_the_network_is_made(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    network = ["--network", "tiny_networks:absent", "--output", "run"]
+    assert main([command, "--data", "data/images/003.Thing", *network]) == 1
+    error = capsys.readouterr().err
+    assert "There are 4 images without boxes and classes" in error
+    assert "image,label,x,y,width,height" in error
 
 
 def test_an_output_that_is_a_file_is_refused(
