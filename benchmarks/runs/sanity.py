@@ -52,6 +52,7 @@ from benchmarks.runs.parallel import threads_of
 from benchmarks.runs.settings import ExplainSettings
 from captum_embed import TripletForward
 from captum_embed.command_line.networks import chosen_device
+from captum_embed.errors import InputError
 
 # 2: with eMPRT.
 SCHEMA_VERSION = 2
@@ -84,6 +85,8 @@ def sanity(settings: SanitySettings) -> Path:
         InputError: settings or data that cannot work, before the long part starts.
     """
     select(settings.methods)
+    if settings.limit < 2:
+        raise InputError("--limit is 1; expected 2 or more: the floor compares maps of two images")
     refuse_unknown_data(settings)
     device = chosen_device(settings.device)
     network = build_network(settings.network, settings.checkpoint, settings.embedding_dim)

@@ -182,8 +182,8 @@ def test_an_interrupted_check_goes_on_to_the_same_numbers(
 def test_another_check_in_the_same_folder_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(methods="saliency", limit="1") == 0
-    assert run(methods="saliency", limit="1", **{"bank-images": "3"}) == 1
+    assert run(methods="saliency", limit="2") == 0
+    assert run(methods="saliency", limit="2", **{"bank-images": "3"}) == 1
     assert "bank_images" in capsys.readouterr().err
 
 
@@ -202,3 +202,10 @@ def test_the_absolute_map_is_compared_at_the_size_of_the_crop(place: Path) -> No
     maps = sanity.maps_of(Bench(), "m", "a.png", torch.zeros(3, 1, 4))  # type: ignore[arg-type]
     np.testing.assert_allclose(maps.magnitude, [[2, 1.75, 1.25, 1]])
     np.testing.assert_allclose(maps.signed, [[-2, -1.25, 0.25, 1]])
+
+
+def test_one_image_is_refused_as_the_floor_compares_two(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(limit="1") == 1
+    assert "--limit is 1; expected 2 or more" in capsys.readouterr().err
