@@ -161,7 +161,7 @@ SHARING = [method for method in METHODS.values() if method.shares_forward and no
 def test_methods_that_share_give_the_maps_of_a_pass_of_their_own(method) -> None:  # type: ignore[no-untyped-def]
     net = lite0_network(8, pretrained=False).requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
-    image = torch.randn(1, 3, 70, 64, generator=generator)
+    image = torch.randn(1, 3, 102, 96, generator=generator)
     references = tuple(
         F.normalize(torch.randn(1, 4, 8, generator=generator), dim=2) for _ in range(2)
     )
