@@ -123,10 +123,10 @@ def _undone(image: Tensor, normalization: Normalization) -> Tensor:
 def _in_range(pixels: NDArray[Any], beyond: float, is_tensor: bool) -> FloatArray:
     eight_bits = np.issubdtype(pixels.dtype, np.integer)
     colours = pixels / 255 if eight_bits else pixels.astype(float)
-    low, high = float(colours.min()), float(colours.max())
+    low, high = float(np.min(colours)), float(np.max(colours))
     # Written so that NaN is refused too.
     if not (low >= -beyond and high <= 1 + beyond):
-        values = f"{pixels.min():.3g} to {pixels.max():.3g}"
+        values = f"{np.min(pixels):.3g} to {np.max(pixels):.3g}"
         advice = (
             "pass normalization=(mean, std), as the image was normalised with, or a function that "
             "undoes it"
