@@ -211,8 +211,8 @@ def summary(
                     key: drawn(variant, key).interval().as_floats()
                     for key in ("mean_accuracy_0.15_to_0.25", "max_box_acc")
                 },
-                "least_accuracy_0.15_to_0.25": float(curve[in_band].min()),
-                "max_box_acc_threshold": float(THRESHOLDS[int(curve.argmax())]),
+                "least_accuracy_0.15_to_0.25": float(np.min(curve[in_band])),
+                "max_box_acc_threshold": float(THRESHOLDS[int(np.argmax(curve))]),
                 "difference_at_0.2": (at_paper - base).interval().as_floats(),
                 "accuracy_curve": [round(float(share), 5) for share in curve],
             }

@@ -180,8 +180,8 @@ def _blob(
         swing = radius * rng.uniform(0, 0.3) / waves**0.5
         radii += swing * np.cos(waves * angles + rng.uniform(0, 2 * np.pi))
     x, y = centre[0] + radii * np.cos(angles), centre[1] + radii * np.sin(angles)
-    left, top = max(0, int(x.min())), max(0, int(y.min()))
-    right, bottom = min(shape[1], int(x.max()) + 2), min(shape[0], int(y.max()) + 2)
+    left, top = max(0, int(np.min(x))), max(0, int(np.min(y)))
+    right, bottom = min(shape[1], int(np.max(x)) + 2), min(shape[0], int(np.max(y)) + 2)
     size = (right - left, bottom - top)
     big = Image.new("L", (2 * size[0], 2 * size[1]))
     corners = np.stack([2 * (x - left), 2 * (y - top)], axis=1)

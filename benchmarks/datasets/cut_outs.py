@@ -111,7 +111,7 @@ def _largest_component(mask: np.ndarray) -> np.ndarray:
     components, _ = ndimage.label(mask)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
-    return components == sizes.argmax()
+    return components == np.argmax(sizes)
 
 
 def _without_specks(mask: np.ndarray, smallest: int) -> np.ndarray:

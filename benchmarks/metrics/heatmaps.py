@@ -29,7 +29,7 @@ def check_heatmap(heatmap: ArrayLike) -> NDArray[np.float64]:
     if array.size == 0:
         raise InputError(f"a heatmap has at least one pixel, got shape {array.shape}")
     values = np.ascontiguousarray(array, dtype=np.float64)
-    lowest, highest = float(values.min()), float(values.max())
+    lowest, highest = float(np.min(values)), float(np.max(values))
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         bad = int((~np.isfinite(values)).sum())
         raise InputError(
@@ -62,7 +62,7 @@ def scale_to_max(heatmap: ArrayLike) -> NDArray[np.float64]:
                [1.  , 0.25]])
     """
     values = check_heatmap(heatmap)
-    highest = values.max()
+    highest = np.max(values)
     return values / highest if highest > 0 else values
 
 

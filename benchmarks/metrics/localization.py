@@ -254,7 +254,7 @@ def max_box_acc(ious: ArrayLike, *, thresholds: ArrayLike = THRESHOLDS) -> BestT
     """
     curve = accuracy_curve(ious)
     taus = _matching(thresholds, curve.size)
-    best = int(curve.argmax())
+    best = int(np.argmax(curve))
     return BestThreshold(float(curve[best]), float(taus[best]))
 
 
@@ -305,7 +305,7 @@ def band(low: float, high: float, thresholds: ArrayLike, size: int) -> NDArray[n
     if not inside.any():
         raise InputError(
             f"none of the {taus.size} thresholds lies from {low:g} to {high:g}: "
-            f"they run from {taus.min():g} to {taus.max():g}"
+            f"they run from {np.min(taus):g} to {np.max(taus):g}"
         )
     return inside
 

@@ -78,7 +78,7 @@ def pointing_game_mask(heatmap: ArrayLike, mask: ArrayLike, tolerance: float = 0
 
 
 def _maxima(values: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    highest = values.max()
+    highest = np.max(values)
     rows, columns = np.nonzero((values == highest) & (highest > 0))
     return rows, columns
 

@@ -94,7 +94,7 @@ def most_first(sums: ArrayLike) -> NDArray[np.bool_]:
         (11, P, P), True on the patches that are removed.
     """
     values = np.asarray(sums, dtype=np.float64)
-    return removal_masks(values - values.min())
+    return removal_masks(values - np.min(values))
 
 
 def relevance_gain(least: ArrayLike, most: ArrayLike) -> float:

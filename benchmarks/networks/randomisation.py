@@ -214,7 +214,7 @@ def similarity(first: ArrayLike, second: ArrayLike) -> float:
     pair = _checked(first, second)
     if min(pair[0].shape) < WINDOW:
         raise InputError(f"SSIM needs maps of {WINDOW} x {WINDOW} or more, got {pair[0].shape}")
-    scaled = [one / one.max() if one.max() > 0 else one for one in pair]
+    scaled = [one / np.max(one) if np.max(one) > 0 else one for one in pair]
     return float(structural_similarity(*scaled, win_size=WINDOW, data_range=1.0))
 
 

@@ -74,7 +74,7 @@ def _mean_correct(low: float, high: float) -> Callable[[Mapping[str, Any]], floa
 
 def _best_threshold(values: NDArray[np.float64]) -> float:
     """The lowest of several as good."""
-    return float(THRESHOLDS[int(values.mean(axis=0).argmax())])
+    return float(THRESHOLDS[int(np.argmax(values.mean(axis=0)))])
 
 
 def _histograms(measures: Mapping[str, Any]) -> NDArray[np.int64] | None:
