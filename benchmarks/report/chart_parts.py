@@ -146,12 +146,12 @@ def value_axis(
     return channel(f"value{suffix}:Q", title=title, axis=axis, scale=padded(ends))
 
 
-def padded(values: Iterable[float], share: float = 0.02) -> Any:
+def padded(values: Iterable[float], share: float = 0.04) -> Any:
     """A scale a little longer than its values, which stays when methods are switched off.
 
     Example:
         >>> padded([0, 1, 0.5]).domain, padded([3]).domain
-        ([-0.02, 1.02], [2.5, 3.5])
+        ([-0.04, 1.04], [2.5, 3.5])
     """
     numbers = list(values)
     low, high = min(numbers), max(numbers)
