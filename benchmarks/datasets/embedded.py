@@ -66,6 +66,11 @@ def write_embedded(
         temporary.mkdir()
         _write_all(temporary, settings, progress)
         os.replace(temporary, root)
+    except OSError:
+        # Another process that writes here was faster, and may have tidied up what is unfinished.
+        if not root.is_dir() or not any(root.iterdir()):
+            raise
+        _require_same(root, settings)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return root

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,8 +68,11 @@ class RunFolder:
     def _open(self) -> None:
         self._refuse_another_run(self.identity)
         # Nobody else is at work here: these are of runs that were killed while they wrote.
-        for unfinished in self.path.rglob(f"{UNFINISHED}*"):
-            unfinished.unlink()
+        for unfinished in list(self.path.rglob(f"{UNFINISHED}*")):
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished)
+            else:
+                unfinished.unlink(missing_ok=True)
         if not self._identity_path.exists():
             write_json(self._identity_path, self.identity)
         self._drop_half_a_line(self._records_path)

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,27 @@ def test_interrupted_writing_leaves_nothing(
     with pytest.raises((KeyboardInterrupt, OSError)):
         write_embedded(tmp_path / "set", images_per_class=2, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("two_classes")
+@pytest.mark.parametrize("tidied_up", [False, True])
+def test_two_who_write_the_same_set_at_once_both_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tidied_up: bool
+) -> None:
+    theirs = write_embedded(tmp_path / "theirs", images_per_class=2, progress=False)
+    write_image, there = embedded.write_image, digests(theirs)
+
+    def while_they_finish(root: Path, name: str, composite: composition.Composite) -> None:
+        write_image(root, name, composite)
+        if theirs.exists():
+            theirs.rename(tmp_path / "set")
+            if tidied_up:
+                shutil.rmtree(root)
+
+    monkeypatch.setattr(embedded, "write_image", while_they_finish)
+    assert write_embedded(tmp_path / "set", images_per_class=2, progress=False).exists()
+    assert digests(tmp_path / "set") == there
+    assert list(tmp_path.iterdir()) == [tmp_path / "set"]
 
 
 @pytest.mark.usefixtures("two_classes")

@@ -98,6 +98,8 @@ def test_unfinished_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / "cache/boxes").mkdir(parents=True)
     for name in (".part-12-results.json", "cache/boxes/.part-12-queries.safetensors"):
         (tmp_path / name).write_text("half")
+    (tmp_path / "data/.part-12-embedded/images").mkdir(parents=True)
+    (tmp_path / "data/.part-12-embedded/images/.part-1").write_text("half")
     (tmp_path / "cache/boxes/queries.safetensors").write_text("whole")
     with RunFolder(tmp_path, IDENTITY):
         assert not list(tmp_path.rglob(".part-*"))
