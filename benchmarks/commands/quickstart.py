@@ -43,7 +43,7 @@ class QuickstartSettings(LocalizeSettings):
 
     data: str = setting("as for localize", default=EMBEDDED)
     methods: tuple[str, ...] = setting(
-        "names separated by commas; core, fast and all stand for several",
+        "names separated by commas; core, fast, all and variants stand for several",
         default=tuple(name for name in SENTENCES if name not in FLOORS),
         parse=names,
     )

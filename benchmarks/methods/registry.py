@@ -15,6 +15,7 @@ from benchmarks.methods import (
     ours,
     rivals,
     rivals_of_scores,
+    variants,
 )
 from benchmarks.methods.chosen_reductions import with_chosen_reductions
 from benchmarks.methods.method import (
@@ -92,6 +93,7 @@ GROUPS: dict[str, frozenset[str]] = {
     "core": frozenset(CORE),
     "fast": frozenset(name for name, method in METHODS.items() if method.cost == "fast"),
     "all": frozenset(METHODS),
+    "variants": frozenset((*variants.METHODS, *variants.BESIDE)),
 }
 
 
@@ -99,7 +101,8 @@ def select(names: Iterable[str]) -> tuple[Method, ...]:
     """Methods by name, in the registry's order.
 
     Args:
-        names (iterable of str): of methods; ``core``, ``fast`` and ``all`` stand for several.
+        names (iterable of str): of methods; ``core``, ``fast`` and ``all`` stand for several, and
+            ``variants`` for those of EXPLAIN, which are in no other group.
 
     Raises:
         InputError: an unknown name; the known ones are listed.
@@ -108,12 +111,13 @@ def select(names: Iterable[str]) -> tuple[Method, ...]:
         >>> [method.name for method in select(["saliency", "layer_grad_cam"])]
         ['layer_grad_cam', 'saliency']
     """
+    known = {**METHODS, **variants.METHODS}
     chosen: set[str] = set()
     unknown = []
     for name in names:
         if name in GROUPS:
             chosen |= GROUPS[name]
-        elif name in METHODS:
+        elif name in known:
             chosen.add(name)
         else:
             unknown.append(name)
@@ -124,4 +128,4 @@ def select(names: Iterable[str]) -> tuple[Method, ...]:
         )
     if not chosen:
         raise InputError("no method is chosen")
-    return tuple(method for name, method in METHODS.items() if name in chosen)
+    return tuple(method for name, method in known.items() if name in chosen)

@@ -55,7 +55,7 @@ class TupleSettings:
     """What is explained: the match by which tuples."""
 
     methods: tuple[str, ...] = setting(
-        "names separated by commas; core, fast and all stand for several",
+        "names separated by commas; core, fast, all and variants stand for several",
         default=("core",),
         parse=names,
     )
