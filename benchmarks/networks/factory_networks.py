@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from math import isqrt
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.networks.checkpoints import read_safetensors, refuse_mismatch
+from captum_embed.command_line.networks import factory_named
 from captum_embed.encoders import embedding_vectors
 from captum_embed.errors import InputError, LayerError
 from captum_embed.families import place_of
@@ -33,7 +32,7 @@ def made_by(name: str, checkpoint: str | Path | None = None) -> nn.Module:
         InputError: it cannot be imported or called, or returns no module.
         CheckpointError: no safetensors file, or one for another network.
     """
-    factory = _imported(name)
+    factory = factory_named(name)
     takes_path = checkpoint is not None and _takes_argument(factory)
     # This runs the user's code, which may raise anything, and may end the program.
     try:
@@ -52,22 +51,6 @@ def made_by(name: str, checkpoint: str | Path | None = None) -> nn.Module:
         refuse_mismatch(Path(checkpoint), given, network.state_dict(), name)
         network.load_state_dict(given)
     return network
-
-
-def _imported(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"--network {name}: cannot import {attribute!r} ({type(error).__name__}: {error})"
-        ) from error
-    if not callable(factory):
-        raise InputError(f"--network {name}: {attribute!r} is not callable")
-    return factory
 
 
 def _takes_argument(factory: Callable[..., Any]) -> bool:

@@ -294,13 +294,10 @@ def _from_timm(name: str, weights: str) -> tuple[nn.Module, Preprocessing, tuple
 
 
 def _from_factory(name: str) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        network = getattr(importlib.import_module(module_name), attribute)()
+    factory = factory_named(name)
     # This runs the user's code, which may raise anything, and may end the program.
+    try:
+        network = factory()
     except (Exception, SystemExit) as error:
         raise InputError(
             f"the network {name} could not be made ({type(error).__name__}: {error}); expected "
@@ -309,6 +306,27 @@ def _from_factory(name: str) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise InputError(f"the network {name} is a {type(network).__name__}, not an nn.Module")
     return network
+
+
+def factory_named(name: str) -> Callable[..., Any]:
+    """What ``PACKAGE.MODULE:FACTORY`` names, also in a file of the working directory.
+
+    Raises:
+        InputError: It cannot be imported, or is not callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"--network {name}: cannot import {attribute!r} ({type(error).__name__}: {error})"
+        ) from error
+    if not callable(factory):
+        raise InputError(f"--network {name}: {attribute!r} is not callable")
+    return factory
 
 
 def _fill(network: nn.Module, path: Path, name: str, unused: Iterable[str]) -> None:

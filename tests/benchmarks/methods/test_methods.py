@@ -222,7 +222,9 @@ def test_methods_are_chosen_by_name_and_by_group() -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"unknown method grad_cam; known: core, fast, all, variants, ours_"):
+    with pytest.raises(
+        InputError, match=r"unknown method grad_cam; known: core, fast, all, variants, ours_"
+    ):
         select(["saliency", "grad_cam"])
 
 

@@ -131,11 +131,11 @@ def test_a_factory_decides_on_its_embeddings(factories: Path) -> None:
         ("torchvision:resnet18", {"weights": "random", "device": "nowhere"}, "not available"),
         ("timm:resnet10x", {"weights": "random"}, "resnet10t"),
         ("timm:resnet10t", {"weights": "V1"}, "in the model's name"),
-        ("cli_networks:absent", {}, "could not be made"),
+        ("cli_networks:absent", {}, "cannot import 'absent'"),
         ("cli_networks:broken", {}, "ZeroDivisionError"),
         ("cli_networks:leaves", {}, "could not be made .SystemExit"),
         ("cli_networks:wrong", {}, "not an nn.Module"),
-        ("no.such.module:network", {}, "could not be made"),
+        ("no.such.module:network", {}, "cannot import"),
         ("cli_networks:small", {"weights": "random"}, "decides on its own"),
     ],
 )
