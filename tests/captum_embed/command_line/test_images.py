@@ -58,6 +58,17 @@ def test_framings_show_the_square_all_of_it_or_all_of_it_stretched() -> None:
         for framing in ("crop", "whole", "squash")
     }
     assert sizes == {"crop": (32, 32), "whole": (53, 40), "squash": (32, 32)}
+    left_is_black = Image.new("RGB", (80, 60), "white")
+    left_is_black.paste("black", (0, 0, 20, 60))
+    seen = {
+        framing: np.asarray(
+            Preprocessing(32, 40).replaced(framing=framing).picture(left_is_black).convert("L")
+        )
+        for framing in ("crop", "squash")
+    }
+    # A quarter of the width; of the square, 32 of 53 columns, what is left of it.
+    assert (seen["squash"] < 128).mean(axis=1).tolist() == [8 / 32] * 32
+    assert (seen["crop"] < 128).mean() < 4 / 32
 
 
 def test_another_size_keeps_the_share_that_is_cropped() -> None:

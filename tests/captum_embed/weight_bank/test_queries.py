@@ -131,6 +131,12 @@ def test_a_bank_that_fits_passes_without_a_word(
             {"layout": "tokens", "prefix_tokens": 5},
             "prefix_tokens=1, and given is 5",
         ),
+        (
+            {"layout": "tokens"},
+            None,
+            {"layout": "tokens", "prefix_tokens": 1},
+            "prefix_tokens=0, and given is 1",
+        ),
     ],
 )
 def test_a_bank_of_something_else_is_refused(
