@@ -17,7 +17,7 @@ HEADINGS = (
     "IoU≥0.5 at τ=0.2 [95%]",
     "least, τ 0.15-0.25",
     "best (τ)",
-    "against recommended [95%]",
+    "minus LOCALIZE [95%]",
 )
 
 
