@@ -12,7 +12,6 @@ from benchmarks.report.looks import COLOURS, GREY
 from benchmarks.results.tables import as_markdown as as_table
 
 HEADINGS = (
-    "axis",
     "setting",
     "IoU≥0.5 at τ=0.2 [95%]",
     "least, τ 0.15-0.25",
@@ -41,8 +40,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     difference, least, most = (100 * share for share in row["difference_at_0.2"])
     forwards = f" ({row['forwards']} forwards)" if row["forwards"] > 1 else ""
     return [
-        row["axis"],
-        row["name"] + forwards,
+        f"{row['axis']}: {row['name']}{forwards}",
         f"{accuracy:.1f} [{low:.1f}, {high:.1f}]",
         f"{100 * row['least_accuracy_0.15_to_0.25']:.1f}",
         f"{100 * row['max_box_acc'][0]:.1f} ({row['max_box_acc_threshold']:.2f})",
