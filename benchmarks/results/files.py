@@ -185,4 +185,6 @@ def _compared_with(results: Mapping[str, Any], titles: Mapping[str, str]) -> str
     main = results["main_method"]
     if main is None:
         return "None of our methods is in this run, so there are no differences to it."
-    return f"Minus main: the difference to {titles[main]} on the same images, in percentage points."
+    shares = all(figure["unit"] == "%" for figure in results["figures"] if figure["lead"])
+    points = ", in percentage points" if shares else ""
+    return f"Minus main: the difference to {titles[main]} on the same images{points}."

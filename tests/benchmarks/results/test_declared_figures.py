@@ -180,6 +180,17 @@ def test_both_are_in_every_file(
     assert '"key": "pair_mass"' in (tmp_path / "results.json").read_text()
 
 
+def test_differences_are_percentage_points_where_all_compared_figures_are_shares(
+    results: dict[str, Any],
+) -> None:
+    compared = [figure for figure in results["figures"] if figure["lead"]]
+    for unit, said in (("%", True), ("", False)):
+        compared[-1]["unit"] = unit
+        for figure in compared[:-1]:
+            figure["unit"] = "%"
+        assert ("percentage points" in markdown(results)) == said
+
+
 def test_a_measure_cannot_hide_what_an_image_is() -> None:
     shown = {"methods": {"a": {"key": 1}}, "floors": {}}
     with pytest.raises(ValueError, match="a measure cannot be named key"):
