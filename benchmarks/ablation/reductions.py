@@ -247,6 +247,6 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], figure: Figure, command: str)
         lines.append(
             f"| {row['title']} | {row['num_images']} | {row['customary']} | {before:.1f} "
             f"| {row['best']} | {after:.1f} | {gain:+.1f} [{low:+.1f}, {high:+.1f}] "
-            f"| {'best' if row['chosen'] == row['best'] else 'customary'} |"
+            f"| {'customary' if row['chosen'] == row['customary'] else 'best'} |"
         )
     return "\n".join([*lines, "", "```", command, "```", ""])
