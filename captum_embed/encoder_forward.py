@@ -7,7 +7,7 @@ raises it makes the anchor look like its class. ``explains="loss"`` returns the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,20 @@ def distance_function(distance: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return measure
 
 
+def require_tensors(images: Sequence[Any]) -> None:
+    """Lists, arrays and the like are refused.
+
+    Raises:
+        InputError: One is no tensor.
+    """
+    for place, image in enumerate(images):
+        if not isinstance(image, Tensor):
+            raise InputError(
+                f"argument {place} is of type {type(image).__name__}; expected a tensor (N, ...): "
+                "torch.stack(images) makes one of a list"
+            )
+
+
 class EncoderForward(nn.Module):
     """What the forward functions here have in common: an encoder, and a stated direction.
 
@@ -114,8 +128,10 @@ class EncoderForward(nn.Module):
         """Embeddings (N, D) of each batch of images (N, ...), from one batch of all of them.
 
         Raises:
-            InputError: The encoder fails on inputs that may be images without a batch.
+            InputError: The encoder fails on inputs that may be images without a batch, or gives
+                another number of embeddings than it was given images.
         """
+        require_tensors(images)
         joined = len({(image.shape[1:], image.dtype, image.device) for image in images}) == 1
         try:
             outputs = [self.encoder(one) for one in ([torch.cat(images)] if joined else images)]
@@ -128,6 +144,12 @@ class EncoderForward(nn.Module):
                 "image give image[None]"
             ) from error
         embeddings = [embedding_vectors(output) for output in outputs]
+        counts = list(map(len, images))
+        expected = [sum(counts)] if joined else counts
+        if (given := list(map(len, embeddings))) != expected:
+            raise InputError(
+                f"the encoder gives {given} embeddings for {expected} images; expected one for each"
+            )
         return list(embeddings[0].chunk(len(images))) if joined else embeddings
 
     def directed(self, loss: Tensor) -> Tensor:
@@ -192,6 +214,7 @@ class MetricForward(EncoderForward):
         Raises:
             InputError: A reference fits neither description; it says which one.
         """
+        require_tensors((anchor, *references))
         images = [anchor]
         for place, reference in enumerate(references, start=1):
             if reference.dim() == anchor.dim():

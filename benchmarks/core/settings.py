@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import shlex
 import sys
@@ -270,6 +271,37 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def whole_number(text: str) -> int:
+    """0, 1, 2, ...
+
+    Raises:
+        InputError: anything else.
+    """
+    if not is_whole(text):
+        raise InputError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def finite_number(text: str) -> float:
+    """A number as JSON can hold it.
+
+    Raises:
+        InputError: anything else.
+
+    Example:
+        >>> finite_number("1e-4")
+        0.0001
+    """
+    plain = re.fullmatch(r"[+-]?[0-9]*\.?[0-9]*(e[+-]?[0-9]+)?", text, flags=re.IGNORECASE)
+    try:
+        number = float(text) if plain and len(text) < 100 else math.inf
+    except ValueError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"{text[:100]!r} is not a finite number")
+    return number
+
+
 def names(text: str) -> tuple[str, ...]:
     """Names separated by commas.
 
@@ -289,7 +321,7 @@ def names(text: str) -> tuple[str, ...]:
 class CommonSettings:
     """What every command that computes is told."""
 
-    seed: int = setting("of everything drawn", default=0, parse=int)
+    seed: int = setting("of everything drawn", default=0, parse=whole_number)
     progress: bool = setting("show progress bars", default=True, changes_results=False)
 
 

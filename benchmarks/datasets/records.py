@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from benchmarks.core.settings import Classes, ClassNumbers
-from captum_embed.command_line.images import FORMATS, MAX_PIXELS, printable
+from captum_embed.command_line.images import FORMATS, MAX_PIXELS, printable, unfit
 from captum_embed.errors import InputError
 
 Box = tuple[float, float, float, float]
@@ -271,11 +271,8 @@ def _require_faithful(path: Path, image: Image.Image) -> None:
         raise UnreadableImageError(
             f"{path}: {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded"
         )
-    if image.mode.startswith(("I", "F")):
-        raise UnreadableImageError(
-            f"{path}: its pixels are numbers of more than 8 bits (mode {image.mode}), which Pillow "
-            "would cut off to white or black; save it with 8 bits a channel"
-        )
+    if reason := unfit(image):
+        raise UnreadableImageError(f"{path} {reason}")
     # Only of a TIFF: of a PNG, looking for EXIF data decodes the pixels.
     if image.format == "TIFF":
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)

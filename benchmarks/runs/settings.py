@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
-from benchmarks.core.settings import CommonSettings, DeviceSettings, names, positive_int, setting
+from benchmarks.core.settings import (
+    CommonSettings,
+    DeviceSettings,
+    finite_number,
+    names,
+    positive_int,
+    setting,
+    whole_number,
+)
 from benchmarks.datasets.choice import DataSettings
 from benchmarks.methods.method import DEFAULT_BUDGET
 from benchmarks.networks.build import DEFAULT_NETWORK, EMBEDDING_DIM, NETWORK_HELP
@@ -47,7 +55,7 @@ class NetworkSettings:
     )
     layer: str = setting(LAYER_HELP, default=DEFAULT_LAYER)
     layout: Layout = setting(LAYOUT_HELP, default="channels_first", choices=get_args(Layout))
-    prefix_tokens: int | None = setting(PREFIX_HELP, default=None, parse=int)
+    prefix_tokens: int | None = setting(PREFIX_HELP, default=None, parse=whole_number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +73,9 @@ class TupleSettings:
     num_tuples: int = setting(
         "tuples per image, where not all of them count", default=50, parse=positive_int
     )
-    margin: float = setting("of the triplet loss, squared Euclidean", default=0.2, parse=float)
+    margin: float = setting(
+        "of the triplet loss, squared Euclidean", default=0.2, parse=finite_number
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +128,7 @@ class LocalizeSettings(BenchSettings):
     minutes: float | None = setting(
         "stop measuring after so many, and report what is done; the same command goes on",
         default=None,
-        parse=float,
+        parse=finite_number,
         changes_results=False,
     )
     workers: int = setting("processes", default=1, parse=positive_int, changes_results=False)

@@ -25,8 +25,10 @@ from benchmarks.core.settings import (
     DeviceSettings,
     as_json,
     differences,
+    finite_number,
     positive_int,
     setting,
+    whole_number,
 )
 from benchmarks.datasets.choice import DataSettings, open_data, refuse_split_conflict, split_data
 from benchmarks.datasets.preprocess import to_tensor
@@ -62,15 +64,17 @@ class TrainSettings(DataSettings, DeviceSettings, CommonSettings):
     classes_per_batch: int = setting("P of P x K batches", default=8, parse=positive_int)
     images_per_class: int = setting("K of P x K batches", default=4, parse=positive_int)
     mining: str = setting("triplets of a batch", default="semihard", choices=MINING)
-    margin: float = setting("in squared Euclidean distance", default=0.2, parse=float)
-    learning_rate: float = setting("of AdamW, cosine to zero", default=1e-4, parse=float)
+    margin: float = setting("in squared Euclidean distance", default=0.2, parse=finite_number)
+    learning_rate: float = setting("of AdamW, cosine to zero", default=1e-4, parse=finite_number)
     head_learning_rate: float = setting(
         "the same, of the head; of a factory's network: its module `head`, if there is one",
         default=1e-3,
-        parse=float,
+        parse=finite_number,
     )
-    weight_decay: float = setting("of AdamW", default=1e-4, parse=float)
-    smallest_crop: float = setting("least area of the random crop", default=0.3, parse=float)
+    weight_decay: float = setting("of AdamW", default=1e-4, parse=finite_number)
+    smallest_crop: float = setting(
+        "least area of the random crop", default=0.3, parse=finite_number
+    )
     save_every: int = setting(
         "steps between saved training states",
         default=100,
@@ -78,7 +82,7 @@ class TrainSettings(DataSettings, DeviceSettings, CommonSettings):
         changes_results=False,
     )
     workers: int = setting(
-        "processes that load images", default=0, parse=int, changes_results=False
+        "processes that load images", default=0, parse=whole_number, changes_results=False
     )
 
 

@@ -25,6 +25,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Pillow's own bound for what may be a decompression bomb.
 MAX_PIXELS = 89_478_485
+MAX_RATIO = 100
 
 Framing = Literal["crop", "whole", "squash"]
 
@@ -139,6 +140,27 @@ class Preprocessing:
             ) from error
 
 
+def unfit(image: Image.Image) -> str | None:
+    """Why an image that was opened, and not decoded, would be read wrongly; None if it would not.
+
+    More than 8 bits a colour are cut off by Pillow. Of a strip, the network would be shown a
+    picture of any length, because the shorter side is brought to a size.
+    """
+    width, height = image.size
+    if max(width, height) > MAX_RATIO * min(width, height):
+        return f"is {width} x {height} pixels, more than {MAX_RATIO} times as long as wide: crop it"
+    deep = any(
+        re.search(";16[BLN]", str(args)) or (codec.startswith("ppm") and args[-1] > 255)
+        for codec, _, _, args in getattr(image, "tile", ())
+    )
+    if deep or image.mode[:1] in ("I", "F"):
+        return (
+            f"has {image.mode} pixels, of more than 8 bits a colour; save it as an 8-bit PNG or "
+            "JPEG"
+        )
+    return None
+
+
 def read_image(path: str | Path) -> Image.Image:
     """An image file as RGB, upright.
 
@@ -154,11 +176,8 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.mode[:1] in ("I", "F"):
-                raise InputError(
-                    f"{printable(path)} has {image.mode} pixels, of more than 8 bits; save it "
-                    "as an 8-bit PNG or JPEG"
-                )
+            if reason := unfit(image):
+                raise InputError(f"{printable(path)} {reason}")
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(
                     f"{printable(path)} has {image.width} x {image.height} pixels; at most "

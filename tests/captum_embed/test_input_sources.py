@@ -112,6 +112,18 @@ def shuffled(first, second):
     return value(embeddings[torch.tensor([1, 3, 0, 2])].split(2))
 
 
+def reordered(change):
+    def forward(first, second):
+        return value(pooled(change(torch.cat([first, second]))).split(2))
+
+    return forward
+
+
+def shuffled_within(first, second):
+    order = torch.tensor([1, 0])
+    return value([pooled(first), pooled(second[order])[order]])
+
+
 def some_by_themselves(first, second):
     return value([pooled(first), pooled(torch.cat([first, second]))[2:]])
 
@@ -129,6 +141,15 @@ def one_oftener(first, second):
         (side_by_side, images()),
         (interleaved, images()),
         (shuffled, images()),
+        (reordered(lambda rows: rows.flip(0)), images()),
+        (reordered(lambda rows: rows.flip((-4, 3))), images()),
+        (reordered(lambda rows: rows.roll(1, 0)), images()),
+        (reordered(lambda rows: rows.roll(126)), images()),
+        (
+            reordered(lambda rows: rows.gather(0, torch.ones_like(rows, dtype=torch.long))),
+            images(),
+        ),
+        (shuffled_within, images()),
         (some_by_themselves, images()),
         (one_oftener, images()),
     ],
@@ -137,6 +158,26 @@ def test_what_belongs_to_no_single_input_is_refused(forward, inputs):
     for execution in (None, 0, 1):
         with pytest.raises(LayerError, match="which rows belong to which input is unknown"):
             EmbeddingLayerGradCam(forward, RELU, execution=execution).attribute(inputs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.flip(3),
+        lambda rows: rows.roll(1, -1),
+        lambda rows: rows[:, torch.tensor([2, 0, 1])],
+        lambda rows: rows.gather(1, torch.zeros_like(rows, dtype=torch.long)),
+    ],
+)
+def test_what_moves_pixels_or_channels_leaves_the_rows(change):
+    def by_itself(first, second):
+        return value([pooled(change(first)), pooled(change(second))])
+
+    maps, expected = (
+        EmbeddingLayerGradCam(each, RELU, execution=0).attribute(images())
+        for each in (reordered(change), by_itself)
+    )
+    torch.testing.assert_close(maps, expected)
 
 
 def test_an_input_may_be_changed_in_place_or_encoded_without_a_graph():
@@ -168,5 +209,6 @@ def test_numbers_of_runs_alone_tell_only_whole_batches():
     grad_cam = EmbeddingLayerGradCam(forward, RELU, execution=0)
     with pytest.raises(LayerError, match="unknown"):
         grad_cam.attribute(inputs)
-    first, second = grad_cam.attribute(tuple(one[:, :1] for one in inputs))
+    with pytest.warns(UserWarning, match="be in the order of the inputs"):
+        first, second = grad_cam.attribute(tuple(one[:, :1] for one in inputs))
     assert first.shape == second.shape == (2, 1, 4, 5)

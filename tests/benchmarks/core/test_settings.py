@@ -12,10 +12,12 @@ from benchmarks.core.settings import (
     as_json,
     class_choice,
     differences,
+    finite_number,
     from_arguments,
     names,
     positive_int,
     setting,
+    whole_number,
 )
 from captum_embed.errors import InputError
 
@@ -99,3 +101,17 @@ def test_other_text_names_classes(text: str) -> None:
 def test_a_choice_of_classes_that_is_neither_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         class_choice(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "1_0", "٣", "1.0", "", " 1", "1" * 30])
+def test_seeds_are_plain_whole_numbers(text: str) -> None:
+    with pytest.raises(InputError, match="not a whole number"):
+        whole_number(text)
+    assert whole_number("0") == 0
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "1e400", "1_0", "٣", "", ".", "e5", "1" * 5000])
+def test_numbers_are_plain_and_finite(text: str) -> None:
+    with pytest.raises(InputError, match="not a finite number"):
+        finite_number(text)
+    assert [finite_number(t) for t in ("-1", ".5", "2E-3", "1e30")] == [-1, 0.5, 0.002, 1e30]

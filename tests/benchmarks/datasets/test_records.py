@@ -155,8 +155,17 @@ def test_pixels_of_more_than_8_bits_are_refused(
     tmp_path: Path, name: str, pixels: np.ndarray
 ) -> None:
     Image.fromarray(pixels).save(tmp_path / name)
-    with pytest.raises(UnreadableImageError, match=f"{name}: its pixels are numbers of more than"):
+    with pytest.raises(UnreadableImageError, match=rf"{name} has .* more than 8 bits"):
         load_rgb(record(tmp_path / name))
+
+
+def test_colours_of_16_bits_and_strips_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.ppm").write_bytes(b"P6 2 2 65535\n" + b"\x0f\xff" * 12)
+    with pytest.raises(UnreadableImageError, match="more than 8 bits"):
+        load_rgb(record(tmp_path / "deep.ppm"))
+    Image.new("RGB", (1, 60_000)).save(tmp_path / "strip.png")
+    with pytest.raises(UnreadableImageError, match="100 times as long as wide"):
+        load_rgb(record(tmp_path / "strip.png"))
 
 
 def test_an_eps_named_jpg_starts_no_other_program(

@@ -2,7 +2,7 @@ import os
 import struct
 import subprocess
 from pathlib import Path
-from zlib import crc32
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
@@ -166,3 +166,48 @@ def test_class_folders_are_labels_and_paths_are_keys(tmp_path: Path) -> None:
 def test_paths_are_printed_on_one_line() -> None:
     assert printable("a\nb\x1b[31m\u202e") == r"a\nb\x1b[31m\u202e"
     assert printable(os.fsdecode(b"\xff.png")) == r"\udcff.png"
+
+
+def deep_png(colour_type: int, channels: int) -> bytes:
+    """Two by two pixels of 16 bits a colour, as in the PNG specification."""
+    rows = b"".join(b"\0" + struct.pack(">H", 4095) * 2 * channels for _ in range(2))
+    header = struct.pack(">IIBBBBB", 2, 2, 16, colour_type, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc32(name + data))
+        for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("grey.png", deep_png(0, 1)),
+        ("rgb.png", deep_png(2, 3)),
+        ("grey_alpha.png", deep_png(4, 2)),
+        ("rgba.png", deep_png(6, 4)),
+        ("deep.ppm", b"P6 2 2 65535\n" + b"\x0f\xff" * 12),
+    ],
+)
+def test_deep_colours_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="more than 8 bits"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [(1, 101), (3000, 20)])
+def test_strips_are_refused_before_they_are_scaled(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(tmp_path / "strip.png")
+    with pytest.raises(InputError, match="100 times as long as wide"):
+        read_image(tmp_path / "strip.png")
+    Image.new("RGB", (1, 100)).save(tmp_path / "strip.png")
+    assert read_image(tmp_path / "strip.png").size == (1, 100)
+
+
+def test_bitmaps_of_five_and_six_bits_a_colour_are_read(tmp_path: Path) -> None:
+    """Their raw mode, BGR;16, is 16 bits a pixel."""
+    masks = struct.pack("<IIII", 0xF800, 0x07E0, 0x001F, 0)
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    content = b"BM" + struct.pack("<IHHI", 74, 0, 0, 70) + header + masks + b"\xff\xff\0\0"
+    (tmp_path / "small.bmp").write_bytes(content)
+    assert np.asarray(read_image(tmp_path / "small.bmp")).tolist() == [[[255] * 3, [0] * 3]]
