@@ -12,6 +12,7 @@ import threading
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from types import CodeType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -151,19 +152,31 @@ def require_evaluation_mode(*networks: Any) -> None:
                 )
 
 
-def _networks_of(function: Any) -> list[nn.Module]:
+def _networks_of(function: Any, depth: int = 4) -> list[nn.Module]:
     """The modules that a callable is, is a method of, or holds, as far as can be seen."""
     if isinstance(function, nn.Module):
         return [function]
     if isinstance(function, partial):
         held = [function.func, *function.args, *function.keywords.values()]
+    elif isinstance(function, dict):
+        held = list(function.values())
+    elif isinstance(function, (list, tuple, set)):
+        held = list(function)
     elif inspect.isfunction(function):
         names = inspect.getclosurevars(function)
         held = [*names.nonlocals.values(), *names.globals.values()]
     else:
         owner = getattr(function, "__self__", function)
         held = [owner, *getattr(owner, "__dict__", {}).values()]
-    return [one for one in held if isinstance(one, nn.Module)]
+    modules = [one for one in held if isinstance(one, nn.Module)]
+    if depth > 0:
+        for one in held:
+            written_here = (inspect.isfunction(one) or inspect.ismethod(one)) and not (
+                one.__module__ or ""
+            ).startswith(("torch", "captum"))
+            if written_here or isinstance(one, (dict, list, tuple, set, partial)):
+                modules += _networks_of(one, depth - 1)
+    return modules
 
 
 @cache
@@ -177,7 +190,16 @@ def depends_on_mode(kind: type[nn.Module]) -> bool:
     """
     own = (each for each in kind.__mro__ if each not in (nn.Module, object))
     codes = (getattr(f, "__code__", None) for each in own for f in vars(each).values())
-    return any(code is not None and "training" in code.co_names for code in codes)
+    return any(code is not None and _names_training(code) for code in codes)
+
+
+def _names_training(code: CodeType) -> bool:
+    """Whether code names ``training``, or quotes it for ``getattr``, or a function inside does."""
+    return (
+        "training" in code.co_names
+        or "training" in code.co_consts
+        or any(isinstance(one, CodeType) and _names_training(one) for one in code.co_consts)
+    )
 
 
 @contextmanager

@@ -61,6 +61,25 @@ class Inherits(Drops):
     pass
 
 
+class DropsInside(nn.Module):
+    def forward(self, x):
+        run = lambda t: F.dropout(t, 0.5, training=self.training)  # noqa: E731
+        return run(x)
+
+
+class Asks(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5, training=getattr(self, "training"))  # noqa: B009
+
+
+class Keeps:
+    def __init__(self, network):
+        self.networks = {"query": [network]}
+
+    def embed(self, x):
+        return self.networks["query"][0](x)
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -70,6 +89,8 @@ class Inherits(Drops):
         nn.MultiheadAttention(4, 2),
         Drops(),
         Inherits(),
+        DropsInside(),
+        Asks(),
     ],
 )
 def test_what_behaves_differently_in_training_is_named(module):
@@ -79,6 +100,21 @@ def test_what_behaves_differently_in_training_is_named(module):
     with pytest.raises(LayerError, match=r"'1\.0'.*eval\(\)"):
         require_evaluation_mode(network)
     assert module.training
+
+
+def test_a_network_is_seen_in_containers_and_functions_within_functions():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    networks = [network]
+
+    def inner(x):
+        return network(x)
+
+    for callable_ in (Keeps(network).embed, lambda x: inner(x), lambda x: networks[0](x)):
+        network.train()
+        with pytest.raises(LayerError, match="training mode"):
+            require_evaluation_mode(callable_)
+        network.eval()
+        require_evaluation_mode(callable_)
 
 
 def test_other_modules_may_be_in_training_mode():
