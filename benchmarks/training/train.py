@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,6 +293,7 @@ def train(settings: TrainSettings) -> Path:
     _run(trainer, batches, images, unfinished)
     recall = _recall(trainer.network, test_images, settings)
     state = packaged_state(trainer.network.cpu())
+    _require_finite(state, settings)
     metadata = _metadata(settings, images, test_images, recall)
     if "head.weight" in state and not is_factory(settings.network):
         metadata |= {"normalize": "l2", "embedding_dim": str(len(state["head.weight"]))}
@@ -302,6 +303,15 @@ def train(settings: TrainSettings) -> Path:
         print(f"recall@1 after training, {len(test_images or ())} images: {recall:.1%}")
     print(f"written: {settings.output}")
     return settings.output
+
+
+def _require_finite(state: Mapping[str, Tensor], settings: TrainSettings) -> None:
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(
+                f"training ended with NaN or infinite numbers in {name}, and nothing is written; "
+                f"lower --learning-rate (now {settings.learning_rate:g}) and --head-learning-rate"
+            )
 
 
 def _run(

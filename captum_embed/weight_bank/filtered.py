@@ -37,6 +37,11 @@ class FilteredBank(WeightBank):
         self._bank, self._filter = bank, entry_filter
 
     @property
+    def unfiltered(self) -> WeightBank:
+        """The bank whose weights are filtered."""
+        return self._bank
+
+    @property
     def weights(self) -> Tensor:
         """The filtered weights of entries, (B, C), a copy."""
         return filtered(self._bank.weights, self._filter)

@@ -13,6 +13,7 @@ from captum_embed.encoders import known_fingerprint, unwrapped
 from captum_embed.errors import BankMismatchError, LayerError
 from captum_embed.layer_executions import layer_name
 from captum_embed.weight_bank.bank import WeightBank
+from captum_embed.weight_bank.filtered import FilteredBank
 
 # A query this many times farther from the bank than its entries are from each other is not of
 # their kind.
@@ -197,6 +198,8 @@ def nearest_entries(
 
 
 def _warn_if_far(bank: WeightBank, distance: float) -> None:
+    # Each recipe filters a bank anew; it is warned of once.
+    bank = bank.unfiltered if isinstance(bank, FilteredBank) else bank
     spacing, exact = _spacing_of.get(bank) or (0.0, False)
     if not spacing:
         # Among fewer entries the nearest is no nearer: this is what the whole bank has, or more.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_embed import EmbeddingLayerGradCam, TripletForward, WeightBank
+from captum_embed import EmbeddingLayerGradCam, TripletForward, WeightBank, recipes
 from captum_embed.errors import BankMismatchError, InputError, LayerError
 
 
@@ -244,6 +244,20 @@ def test_a_query_far_from_the_bank_is_warned_of_once(encoder):
         EmbeddingLayerGradCam(TripletForward(encoder), encoder[1], weight_bank=alone).attribute(
             1e4 * QUERIES
         )
+
+
+def test_a_bank_that_several_recipes_filter_is_warned_of_once(encoder):
+    bank = WeightBank(torch.rand(30, 4), torch.randn(30, 4))
+
+    def ask():
+        grad_cam = recipes.LOCALIZE.grad_cam(TripletForward(encoder), encoder[1], weight_bank=bank)
+        return grad_cam.neighbors(1e4 * QUERIES)
+
+    with pytest.warns(UserWarning, match="nearest bank entry"):
+        ask()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask()
 
 
 def test_only_a_query_that_may_be_far_has_a_large_bank_searched_for_its_spacing(monkeypatch):

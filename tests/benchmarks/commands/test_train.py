@@ -178,6 +178,14 @@ def test_bad_input_is_refused_before_training(
     assert not list(place.glob("*.safetensors"))
 
 
+def test_a_training_that_ends_with_nan_writes_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(learning_rate="1e30", head_learning_rate="1e30") != 0
+    assert "learning-rate" in capsys.readouterr().err
+    assert not Path("net.safetensors").exists()
+
+
 def test_an_existing_checkpoint_is_not_overwritten(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
