@@ -185,6 +185,8 @@ def executions_of_inputs(
             "something else; choose a layer that runs once, or say which run is meant: "
             f"execution=0 to {per_run - 1}, or -1 for the last"
         )
+    if execution is not None and type(execution) is not int:
+        raise InputError(f"execution is {execution!r}; expected a whole number, or None")
     if execution is not None and not -per_run <= execution < per_run:
         raise InputError(
             f"execution is {execution}, and the layer {named} runs {per_run} times for each "

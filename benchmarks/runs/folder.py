@@ -146,8 +146,10 @@ class RunFolder:
             return
         try:
             theirs = json.loads(self._identity_path.read_text(encoding="utf-8"))
+            if not isinstance(theirs, dict):
+                raise ValueError("not an object")
         except ValueError as error:
-            raise InputError(f"{self._identity_path}: not JSON ({error})") from error
+            raise InputError(f"{self._identity_path}: not JSON of a run ({error})") from error
         different = differences(identity, theirs)
         if different:
             raise InputError(

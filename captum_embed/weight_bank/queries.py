@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from captum_embed.encoders import known_fingerprint, unwrapped
-from captum_embed.errors import BankMismatchError, LayerError
+from captum_embed.errors import BankMismatchError, InputError, LayerError
 from captum_embed.layer_executions import layer_name
 from captum_embed.weight_bank.bank import WeightBank
 from captum_embed.weight_bank.filtered import FilteredBank
@@ -49,7 +49,13 @@ def require_compatible(
     Raises:
         BankMismatchError: The bank explains the other direction, or was built for another
             layout, or for another layer of this encoder.
+        InputError: It is no bank.
     """
+    if not isinstance(bank, WeightBank):
+        raise InputError(
+            f"weight_bank is of type {type(bank).__name__}; expected a WeightBank, such as "
+            "WeightBank.load(path)"
+        )
     _require_direction(bank, forward_func)
     # A bank that was built says its layer; one made by hand may say nothing.
     silent = "channels_first" if "layer" in bank.metadata else layout

@@ -246,6 +246,17 @@ def test_a_query_far_from_the_bank_is_warned_of_once(encoder):
         )
 
 
+def test_a_path_is_no_bank_and_a_word_no_execution(encoder):
+    forward = TripletForward(encoder)
+    with pytest.raises(InputError, match=r"type str; expected a WeightBank.*load"):
+        EmbeddingLayerGradCam(forward, encoder[1], weight_bank="birds.bank")
+    bank = WeightBank(torch.rand(30, 4), torch.randn(30, 4))
+    for execution in ("last", 1.5, True):
+        grad_cam = EmbeddingLayerGradCam(forward, encoder[1], weight_bank=bank, execution=execution)
+        with pytest.raises(InputError, match="expected a whole number"):
+            grad_cam.attribute(QUERIES)
+
+
 def test_a_bank_that_several_recipes_filter_is_warned_of_once(encoder):
     bank = WeightBank(torch.rand(30, 4), torch.randn(30, 4))
 

@@ -151,3 +151,10 @@ def test_nan_is_refused_rather_than_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "results.json", {"a": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "null"])
+def test_a_file_that_is_no_identity_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"run\.json: not JSON of a run"):
+        RunFolder(tmp_path, IDENTITY)
