@@ -146,7 +146,11 @@ class EncoderForward(nn.Module):
         embeddings = [embedding_vectors(output) for output in outputs]
         counts = list(map(len, images))
         expected = [sum(counts)] if joined else counts
-        if (given := list(map(len, embeddings))) != expected:
+        given = list(map(len, embeddings))
+        # Methods that vary what a layer puts out repeat its rows, for all images as often.
+        if any(
+            got % max(count, 1) or got < count for got, count in zip(given, expected, strict=True)
+        ):
             raise InputError(
                 f"the encoder gives {given} embeddings for {expected} images; expected one for each"
             )
