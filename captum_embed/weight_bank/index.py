@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import threading
+import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,6 +262,11 @@ def _read(file: Path, about: dict[str, str]) -> Arrays | None:
 
 
 def _write(file: Path, about: dict[str, str], arrays: Arrays) -> None:
+    for stranded in file.parent.glob(f".{glob.escape(file.name)}.*.unfinished"):
+        # It is written within seconds: an hour later, whoever wrote it was killed.
+        with suppress(OSError):
+            if time.time() - stranded.stat().st_mtime > 3600:
+                stranded.unlink()
     unfinished = file.with_name(f".{file.name}.{uuid4().hex}.unfinished")
     try:
         save_file(arrays, unfinished, metadata={**about, "content": _content(arrays)})

@@ -1,6 +1,7 @@
 """A bank searched through FAISS: its answers are those of exact search, its files are checked."""
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -168,6 +169,19 @@ def test_a_file_that_was_cut_off_or_changed_is_written_again(tmp_path: Path) -> 
         with pytest.warns(UserWarning, match="was damaged"):
             IndexedBank(bank, "ivf", tmp_path / "bank", progress=False)
         assert len(file.read_bytes()) == len(whole)
+
+
+def test_what_a_killed_build_left_is_removed_and_what_another_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    old, young = (tmp_path / f".bank.hnsw.safetensors.{one}.unfinished" for one in ("a", "b"))
+    for file in (old, young):
+        file.write_text("half")
+    os.utime(old, (0, 0))
+    IndexedBank(bank_of(20), "hnsw", tmp_path / "bank", progress=False).search(torch.rand(1, 8))
+    assert not old.exists()
+    assert young.exists()
+    assert (tmp_path / "bank.hnsw.safetensors").exists()
 
 
 def test_queries_that_get_too_few_entries_or_are_far_away_are_searched_exactly() -> None:
