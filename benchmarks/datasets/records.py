@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from benchmarks.core.settings import Classes, ClassNumbers
-from captum_embed.command_line.images import FORMATS, MAX_PIXELS, printable, unfit
+from captum_embed.command_line.images import FORMATS, printable, unfit
 from captum_embed.errors import InputError
 
 Box = tuple[float, float, float, float]
@@ -266,11 +266,6 @@ def _decode(path: Path, mode: str | None) -> Image.Image:
 
 def _require_faithful(path: Path, image: Image.Image) -> None:
     """Refuse, before it is decoded, what would become wrong or too large."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UnreadableImageError(
-            f"{path}: {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded"
-        )
     if reason := unfit(image):
         raise UnreadableImageError(f"{path} {reason}")
     # Only of a TIFF: of a PNG, looking for EXIF data decodes the pixels.

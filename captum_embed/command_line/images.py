@@ -141,12 +141,14 @@ class Preprocessing:
 
 
 def unfit(image: Image.Image) -> str | None:
-    """Why an image that was opened, and not decoded, would be read wrongly; None if it would not.
+    """Why an image that was opened, and not decoded, is not read; None if nothing is against it.
 
     More than 8 bits a colour are cut off by Pillow. Of a strip, the network would be shown a
     picture of any length, because the shorter side is brought to a size.
     """
     width, height = image.size
+    if width * height > MAX_PIXELS:
+        return f"has {width} x {height} pixels; at most {MAX_PIXELS:,} are read: scale it down"
     if max(width, height) > MAX_RATIO * min(width, height):
         return f"is {width} x {height} pixels, more than {MAX_RATIO} times as long as wide: crop it"
     deep = any(
@@ -178,11 +180,6 @@ def read_image(path: str | Path) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             if reason := unfit(image):
                 raise InputError(f"{printable(path)} {reason}")
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{printable(path)} has {image.width} x {image.height} pixels; at most "
-                    f"{MAX_PIXELS:,} are read: scale it down"
-                )
             return ImageOps.exif_transpose(image).convert("RGB")
     except InputError:
         raise

@@ -8,7 +8,16 @@ from captum_embed import PairForward, SimilarityForward, TripletForward
 from captum_embed.errors import InputError
 
 
-@pytest.mark.parametrize("kept", [lambda e: e[:1], lambda e: e.reshape(2, -1), lambda e: e.T])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda e: e[:1],
+        lambda e: e.reshape(2, -1),
+        lambda e: e.T,
+        lambda e: e[:0],
+        lambda e: torch.cat([e, e[:1]]),
+    ],
+)
 def test_an_encoder_that_gives_another_number_of_embeddings_is_refused(kept):
     class Encoder(nn.Module):
         def forward(self, images):

@@ -144,6 +144,16 @@ def test_the_customary_reduction_stays_where_another_is_better_by_chance(
     assert f"| {'best' if changes else 'customary'} |" in table
 
 
+def test_a_customary_reduction_that_is_the_best_is_called_customary() -> None:
+    names = [str(one) for one in reductions.candidates(SALIENCY)]
+    values = dict.fromkeys(names, 0.3) | {str(SALIENCY.customary): 0.5}
+    records = [{"methods": {"saliency": values}}] * 5
+    (row,) = reductions.summary(records, [SALIENCY], "mosaic", num_resamples=100)
+    assert row["best"] == row["chosen"] == str(SALIENCY.customary)
+    table = reductions.as_markdown([row], reductions.deciding_figure("mosaic"), "command")
+    assert table.splitlines()[2].endswith("| customary |")
+
+
 @pytest.mark.parametrize("protocol", ["attention", "boxes,mosaic"])
 def test_a_protocol_without_a_deciding_figure_is_refused(
     protocol: str, place: Path, capsys: pytest.CaptureFixture[str]
