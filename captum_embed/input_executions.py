@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from operator import itemgetter
 from typing import Any
@@ -92,7 +93,7 @@ class LayerReader:
     prefix_tokens: int | None
     grid: tuple[int, int] | None
 
-    @property
+    @cached_property
     def named(self) -> str:
         """The layer as messages name it, with a space in front."""
         name = layer_name(self.root, self.layer)

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from captum_embed.weight_bank.quantized import QuantizedRows, worth_quantizing
 from captum_embed.weight_bank.rows import StackedRows
 
 # Numbers of one temporary: 32 MiB in single precision.
@@ -26,13 +27,20 @@ class RowFacts:
     """What every search of the same rows needs: computed once.
 
     Attributes:
+        rows: Shape (B, D).
         norms: Squared Euclidean norms (B,), float64.
         equals: For each row the first row that is known to equal it, (B,), int64; None where
             no two rows are known to be equal.
     """
 
+    rows: StackedRows
     norms: Tensor
     equals: Tensor | None
+
+    @cached_property
+    def quantized(self) -> QuantizedRows | None:
+        """The rows in eight bits; None where they save no time."""
+        return QuantizedRows.of(self.rows) if worth_quantizing(self.rows) else None
 
     @cached_property
     def _all_groups(self) -> Groups | None:
@@ -59,11 +67,11 @@ def row_facts(rows: StackedRows, *, chunk_numbers: int = CHUNK_NUMBERS) -> RowFa
         first, second = (rows.take(order[places + step].to(rows.device)) for step in (0, 1))
         same[places] = (first == second).all(1).to(device)
     if not same.any():
-        return RowFacts(norms, None)
+        return RowFacts(rows, norms, None)
     leads = torch.cat([same.new_ones(1), ~same])
     equals = torch.empty_like(order)
     equals[order] = order[leads][leads.cumsum(0) - 1]
-    return RowFacts(norms, equals)
+    return RowFacts(rows, norms, equals)
 
 
 class Groups:

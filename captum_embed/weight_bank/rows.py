@@ -77,7 +77,8 @@ class StackedRows:
     def take(self, indices: Tensor) -> Tensor:
         """Rows of the given indices (...), as (..., D)."""
         if len(self.parts) == 1:
-            return self.parts[0][self._place(0, indices)]
+            place = self._place(0, indices)
+            return self.parts[0].index_select(0, place.flatten()).unflatten(0, place.shape)
         taken = self.parts[0].new_empty((*indices.shape, self.shape[1]))
         stops = torch.tensor(self._stops, device=indices.device)
         part_of = torch.searchsorted(stops, indices.contiguous(), right=True)
