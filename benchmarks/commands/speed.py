@@ -28,6 +28,11 @@ class SpeedSettings(DeviceSettings):
     side: int = setting("of the square images, in pixels", default=224, parse=positive_int)
     turns: int = setting("of each comparison; the median counts", default=7, parse=positive_int)
     entries: int = setting("of the largest bank", default=100_000, parse=positive_int)
+    anchors: int = setting(
+        "of each bank that are mined for; each by itself, so that some tell the time of all",
+        default=1000,
+        parse=positive_int,
+    )
     images: int = setting("of the bank that is built", default=64, parse=positive_int)
     seed: int = setting("of network, images and embeddings", default=0, parse=whole_number)
     progress: bool = setting("show a progress bar", default=True)
@@ -45,6 +50,7 @@ def run(settings: SpeedSettings) -> list[Ratio]:
         side=settings.side,
         turns=settings.turns,
         entries=settings.entries,
+        anchors=settings.anchors,
         images=settings.images,
         seed=settings.seed,
         progress=settings.progress,

@@ -27,6 +27,7 @@ class Setup:
         layer (nn.Module): the layer explained.
         images (Tensor): 16 images (16, 3, S, S).
         entries (int): of the largest bank.
+        num_anchors (int): of each bank that are mined for.
         num_images (int): of the bank that is built.
         device (torch.device): of the encoder and the images.
     """
@@ -35,6 +36,7 @@ class Setup:
     layer: nn.Module
     images: Tensor
     entries: int
+    num_anchors: int
     num_images: int
     device: torch.device
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from captum.attr import LayerGradCam
+from torch import nn
 
 from benchmarks.runs.memory import peak_bytes
 from benchmarks.speed.comparison import WIDTH, Comparison, Setup
@@ -25,31 +28,48 @@ def random_bank(entries: int, dim: int = WIDTH, channels: int = WIDTH) -> Weight
 
 
 def transfer(setup: Setup) -> Iterator[Comparison]:
-    """Against the forward pass, by size of the bank: time, and memory at its peak."""
-    forward = TripletForward(setup.encoder)
-
-    def plain(images: torch.Tensor) -> Callable[[], Any]:
-        def run() -> Any:
-            with torch.inference_mode():
-                return setup.encoder(images)
-
-        return run
-
+    """Against the forward pass, by size of the bank and kind of pass: time, and peak memory."""
+    autocast = partial(torch.autocast, setup.device.type, torch.bfloat16)
+    network = setup.encoder, setup.layer
+    last = copy.deepcopy(network)
+    last[0].to(memory_format=torch.channels_last)
+    images_last = setup.images.contiguous(memory_format=torch.channels_last)
     for entries in sorted({min(1000, setup.entries), setup.entries}):
         bank = random_bank(entries).to(setup.device)
-        cam = EmbeddingLayerGradCam(forward, setup.layer, weight_bank=bank)
-        for images in (setup.images, setup.images[:1]):
-            count = "one image" if len(images) == 1 else f"{len(images)} images"
-            ours, theirs = partial(cam.attribute, images), plain(images)
-            ours()  # What is computed once for a bank is no part of a query.
-            peaks = [peak_bytes(task, setup.device) for task in (ours, theirs)]
-            yield Comparison(
-                f"transfer from {entries:,} entries, {count}",
-                "plain forward pass",
-                ours,
-                theirs,
-                facts={"times its peak memory": peaks[0] / peaks[1]},
-            )
+        yield from _transfers(bank, *network, setup.images)
+    yield from _transfers(bank, *last, images_last, ", channels last")
+    yield from _transfers(bank, *network, setup.images, ", autocast to bfloat16", autocast)
+
+
+def _transfers(
+    bank: WeightBank,
+    encoder: nn.Module,
+    layer: nn.Module,
+    images: torch.Tensor,
+    kind: str = "",
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[Comparison]:
+    cam = EmbeddingLayerGradCam(TripletForward(encoder), layer, weight_bank=bank)
+
+    def ours(queries: torch.Tensor) -> None:
+        with context():
+            cam.attribute(queries)
+
+    def plain(queries: torch.Tensor) -> None:
+        with torch.inference_mode(), context():
+            encoder(queries)
+
+    for queries in (images, images[:1]):
+        count = "one image" if len(queries) == 1 else f"{len(queries)} images"
+        ours(queries)  # What is computed once for a bank is no part of a query.
+        peaks = [peak_bytes(partial(run, queries), images.device) for run in (ours, plain)]
+        yield Comparison(
+            f"transfer from {len(bank):,} entries, {count}{kind}",
+            "plain forward pass",
+            partial(ours, queries),
+            partial(plain, queries),
+            facts={"times its peak memory": peaks[0] / peaks[1]},
+        )
 
 
 def gradients(setup: Setup) -> Iterator[Comparison]:

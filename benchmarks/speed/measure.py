@@ -37,6 +37,7 @@ def measure(
     side: int,
     turns: int,
     entries: int,
+    anchors: int,
     images: int,
     seed: int,
     progress: bool,
@@ -49,6 +50,7 @@ def measure(
         side (int): of the square images, in pixels.
         turns (int): of each comparison.
         entries (int): of the largest bank.
+        anchors (int): of each bank that are mined for.
         images (int): of the bank that is built.
         seed (int): of network, images and embeddings.
         progress (bool): show a bar.
@@ -66,6 +68,7 @@ def measure(
         layer=encoder.layer4,
         images=pixels,
         entries=entries,
+        num_anchors=anchors,
         num_images=images,
         device=where,
     )

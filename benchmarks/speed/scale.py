@@ -21,8 +21,6 @@ from captum_embed.weight_bank.tuples import AllTuples
 
 # Of an entry whose files are opened; few, so that a million of them fit on a small disk.
 OPENED_WEIGHTS = 50
-# Each anchor is mined for by itself, so that the time of some tells that of all.
-TIMED_ANCHORS = 1000
 
 
 def sizes(setup: Setup) -> list[int]:
@@ -37,7 +35,7 @@ def mining(setup: Setup) -> Iterator[Comparison]:
     for count in sizes(setup):
         labels = torch.arange(count) % max(2, count // CLASS_SIZE)
         embeddings = _around_centres(labels)
-        anchors = torch.randperm(count)[:TIMED_ANCHORS]
+        anchors = torch.randperm(count)[: setup.num_anchors]
         hardest = partial(
             mine_tuples,
             forward,

@@ -63,6 +63,7 @@ def setup() -> Setup:
         layer=layer,
         images=torch.rand(2, 3, 16, 16),
         entries=1000,
+        num_anchors=20,
         num_images=2,
         device=torch.device("cpu"),
     )
