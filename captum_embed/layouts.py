@@ -55,9 +55,13 @@ def checked_layout(
     if prefix_tokens is not None and not (_is_count(prefix_tokens) and prefix_tokens >= 0):
         raise InputError(f"prefix_tokens is {prefix_tokens!r}; expected 0, 1, 2, ... or None")
     if grid is not None and not (
-        isinstance(grid, (tuple, list)) and len(grid) == 2 and all(map(_is_count, grid))
+        isinstance(grid, (tuple, list))
+        and len(grid) == 2
+        and all(_is_count(size) and size > 0 for size in grid)
     ):
-        raise InputError(f"grid is {grid!r}; expected (rows, columns) of the tokens, or None")
+        raise InputError(
+            f"grid is {grid!r}; expected (rows, columns) of the tokens, each at least 1, or None"
+        )
     return layout
 
 

@@ -142,4 +142,6 @@ def _read_split(root: Path) -> dict[int, bool]:
 
 def _find_mask(root: Path, name: str, source: str) -> Path | None:
     path = path_below(root / "segmentations", str(Path(name).with_suffix(".png")), source)
-    return path if path.is_file() else None
+    if path.exists() and not path.is_file():
+        raise DatasetError(f"{source}: the mask {path} is no file")
+    return path if path.exists() else None

@@ -124,7 +124,7 @@ class RunFolder:
     def _records_of(path: Path) -> Iterator[Record]:
         if not path.exists():
             return
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     record = json.loads(line)

@@ -382,8 +382,8 @@ class WeightBank(BankOnDisk):
             The bank. Of the metadata it keeps what all agree on.
 
         Raises:
-            InputError: There is no bank, a key occurs twice, or labels, keys, dtypes or devices
-                differ.
+            InputError: There is no bank, something else than a bank, a key occurs twice, or labels,
+                keys, dtypes or devices differ.
             BankMismatchError: Dimensions, layers, encoders, directions or layouts differ.
 
         Example::
@@ -395,6 +395,8 @@ class WeightBank(BankOnDisk):
             6
         """
         banks = list(banks)
-        if not banks:
-            raise InputError("banks is empty; expected at least one WeightBank")
+        wrong = [type(bank).__name__ for bank in banks if not isinstance(bank, WeightBank)]
+        if wrong or not banks:
+            given = f"holds {', '.join(wrong)}" if wrong else "is empty"
+            raise InputError(f"banks {given}; expected at least one WeightBank, and nothing else")
         return WeightBank._of(joined_entries([bank._entries for bank in banks], keys))

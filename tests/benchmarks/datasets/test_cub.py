@@ -93,6 +93,10 @@ def test_segmentations_are_found_by_name(root: Path) -> None:
     loaded = load_mask(images.records[1], (8, 6))
     assert loaded.sum() == 6
     assert loaded[2:4, 1:4].all()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DatasetError, match=r"the mask .*b\.png is no file"):
+        load_cub(root)
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"train_test_split.txt"}))

@@ -51,11 +51,12 @@ def test_a_crash_in_the_first_line_leaves_no_record(tmp_path: Path) -> None:
     assert records_of(tmp_path) == []
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"garbage\n", b"\xff\xfe\n"])
+def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
     with RunFolder(tmp_path, IDENTITY) as run:
         run.add({"key": "one"})
-    with open(tmp_path / "records.jsonl", "a") as file:
-        file.write("garbage\n")
+    with open(tmp_path / "records.jsonl", "ab") as file:
+        file.write(damage)
     for _ in range(2):
         # Refused again, and not for a lock that was left behind.
         with pytest.raises(InputError, match=r"records\.jsonl, line 2: not a record"):

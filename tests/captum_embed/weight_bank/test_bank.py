@@ -237,6 +237,8 @@ def test_concat_refuses_banks_that_differ(
 def test_concat_refuses_no_banks_and_keys_that_repeat() -> None:
     with pytest.raises(InputError, match="banks is empty"):
         WeightBank.concat([])
+    with pytest.raises(InputError, match="banks holds str; expected"):
+        WeightBank.concat([random_bank(2), "birds.bank"])  # type: ignore[list-item]
     first, second = (random_bank(2, keys=keys) for keys in (["a", "b"], ["c", "a"]))
     with pytest.raises(InputError, match=r"'a' is in bank 0 and in bank 1.*keys=\[\.\.\.\]"):
         WeightBank.concat([first, second])

@@ -64,6 +64,7 @@ def test_a_single_image_of_a_class_in_a_stream_is_refused_after_the_first_pass(
         ({"layer": []}, r"layer is \[\]; expected a module"),
         ({"activation_budget": "1GB"}, "activation_budget is '1GB'; expected a number of bytes"),
         ({"layout": "tokens", "grid": 7}, r"grid is 7; expected \(rows, columns\)"),
+        ({"layout": "tokens", "grid": (0, 5)}, r"grid is \(0, 5\); .* each at least 1"),
         ({"dataset": []}, "dataset is empty"),
         ({"num_tuples": 0}, "num_tuples is 0"),
         ({"mining": "easiest"}, "mining is 'easiest'"),
