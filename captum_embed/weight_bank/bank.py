@@ -185,6 +185,8 @@ class WeightBank(BankOnDisk):
     ) -> tuple[Tensor, Tensor]:
         """The k entries nearest to each query, exactly, in bounded memory.
 
+        Of a large bank on a CPU the first search may make a copy of the embeddings in eight bits.
+
         Args:
             queries: Embeddings (Q, D), on any device.
             k: Number of neighbours, 1 to the number of entries that are not excluded.

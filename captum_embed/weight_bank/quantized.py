@@ -54,13 +54,14 @@ class QuantizedRows:
         count, dim = rows.shape
         integers = torch.empty((count, dim), dtype=torch.int8, device=rows.device)
         units = torch.empty((count, 1), dtype=torch.float32, device=rows.device)
-        error = 0.0
+        largest = []
         dtype = torch.promote_types(rows.dtype, torch.float32)
         for start, part in rows.chunks(max(1, _NUMBERS_AT_ONCE // dim)):
             few = slice(start, start + len(part))
             integers[few], units[few], errors = _quantized(part.to(dtype))
-            error = max(error, float(errors.max()))
-        return QuantizedRows(integers, units, error)
+            largest.append(errors.max())
+        # NaN of numbers too large for a unit stays NaN, so that nothing is told from these rows.
+        return QuantizedRows(integers, units, float(torch.stack(largest).max()))
 
     def scores(self, queries: Tensor, largest: Tensor) -> QuantizedScores:
         """Scores of queries (Q, D), float64, where no row is longer than ``largest``."""
@@ -94,7 +95,8 @@ class QuantizedScores:
     def between(self, start: int, stop: int, norms: Tensor) -> Tensor:
         """Scores (stop - start, Q), float32, of rows start to stop, with their squared norms."""
         count = self.units.shape[1]
-        scores = torch.empty((stop - start, count))
+        # A default device or type of the caller's must not come in here.
+        scores = torch.empty((stop - start, count), dtype=torch.float32, device=norms.device)
         step = _NUMBERS_AT_ONCE // count
         if count > 1:  # The same rows are read again.
             step = min(step, _BYTES_AT_ONCE // self.rows.integers.shape[1])
@@ -123,8 +125,8 @@ def integers_are_multiplied(dim: int) -> bool:
     if supported is None or not supported():
         return False
     # Older instructions cut sums at 16 bits, and torch 2.14 returns anything for a width of 1.
-    alternating = torch.arange(dim) % 3 - 1
-    few = torch.stack([torch.ones(dim).long(), -torch.ones(dim).long(), alternating]) * _LARGEST
+    numbers = torch.arange(dim, device="cpu")
+    few = torch.stack([numbers.new_ones(dim), -numbers.new_ones(dim), numbers % 3 - 1]) * _LARGEST
     return all(
         torch.equal(
             torch._int_mm(rows.to(torch.int8), columns.to(torch.int8)).long(), rows @ columns

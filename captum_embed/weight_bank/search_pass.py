@@ -37,6 +37,7 @@ class Searched:
     Attributes:
         rows: Shape (B, D).
         norms: Their squared norms (B,), float64; infinite where a row is not meant.
+        largest: The largest norm of those that are meant, a scalar.
         active: Which rows are meant, (B,), bool; None: all.
         places: Where the rows are among all, (B,), int64; None: they are all.
         quantized: The rows in eight bits; None: products of them are no faster.
@@ -44,6 +45,7 @@ class Searched:
 
     rows: StackedRows
     norms: Tensor
+    largest: Tensor
     active: Tensor | None = None
     places: Tensor | None = None
     quantized: QuantizedRows | None = None
@@ -52,15 +54,16 @@ class Searched:
     def of(facts: RowFacts, active: Tensor | None) -> Searched:
         """Those that are active; None: all."""
         rows, norms = facts.rows, facts.norms
+        largest = (norms if active is None else norms[active.to(norms.device)]).max().sqrt()
         if active is None:
-            return Searched(rows, norms, quantized=facts.quantized)
+            return Searched(rows, norms, largest, quantized=facts.quantized)
         active = active.to(norms.device)
         if int(active.sum()) > _FEW * len(norms):
             norms = torch.where(active, norms, torch.inf)
-            return Searched(rows, norms, active, quantized=facts.quantized)
+            return Searched(rows, norms, largest, active, quantized=facts.quantized)
         wanted = [part.nonzero()[:, 0].to(rows.device) for part in active.split(rows.lengths)]
         few = rows.select(wanted, [True] * len(wanted))
-        return Searched(few, norms[active], places=active.nonzero()[:, 0])
+        return Searched(few, norms[active], largest, places=active.nonzero()[:, 0])
 
     @property
     def count(self) -> int:
@@ -98,12 +101,10 @@ class SearchPass:
         # Where rows are equal, fewer than k stand for all.
         self.k = min(k, searched.count)
         self.query_norms = queries.square().sum(1)
-        norms = searched.norms
-        largest = (norms if searched.active is None else norms[norms.isfinite()]).max().sqrt()
         # (|query| + |row|)^2 is what the rounding error of a score is relative to.
-        self.scale = (self.query_norms.sqrt() + largest).square()
+        self.scale = (self.query_norms.sqrt() + searched.largest).square()
         rough = searched.quantized
-        self.quantized = None if rough is None else rough.scores(queries, largest)
+        self.quantized = None if rough is None else rough.scores(queries, searched.largest)
         self.limit = torch.full_like(self.query_norms, torch.inf)
         # The k smallest upper bounds so far, (at most k, Q); then what is known exactly.
         self.bounds = queries.new_empty((0, len(queries)))
@@ -152,13 +153,14 @@ class SearchPass:
         few = len(self.queries) * (4 * self.k + _BLOCK)
         if float(self.scale.max()) < torch.finfo(torch.float32).max / 4:
             rounding = self._rounding(torch.float32)
-            if self.quantized is not None:
+            # Fewer exact distances than these take less time than a product does. While few rows
+            # are known, more seem near.
+            share = _PAIRS_WORTH_A_PRODUCT // (1 if start else 2)
+            count = stop - start
+            many = count * len(self.queries) // share + count // _ROWS_WORTH_READING
+            if self.quantized is not None and 2 * self.k * len(self.queries) <= many:
                 rough = self.quantized.between(start, stop, norms[start:stop])
                 error = self.quantized.error + rounding
-                # Fewer exact distances than these take less time than a product does. While few
-                # rows are known, more seem near.
-                share = _PAIRS_WORTH_A_PRODUCT // (1 if start else 2)
-                many = max(few, rough.numel() // share + len(rough) // _ROWS_WORTH_READING)
                 if self._note(_Blocks(rough, start), error, many, exactly=True):
                     return
                 self.bounds, self.quantized = bounds, None  # No row may count twice.

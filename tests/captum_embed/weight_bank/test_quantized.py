@@ -174,6 +174,45 @@ def test_integers_that_are_multiplied_wrongly_are_not_used(
     assert not integers_are_multiplied(width)
 
 
+def test_excluded_entries_beyond_single_precision_change_nothing() -> None:
+    rows = random_rows(COUNT, 0).double()
+    # Multiples of a unit, so that these queries lose nothing in eight bits.
+    queries = torch.randint(-127, 128, (8, DIM), generator=generator(1)).double() / 64
+    queries[:, 0] = 127 / 64
+    labels = torch.zeros(COUNT, dtype=torch.long)
+    labels[::2048] = 1
+    for factor in (1e45, 1e200):
+        rows[::2048] *= factor
+        bank = WeightBank(rows, torch.zeros(COUNT, 1), labels)
+        without = WeightBank(rows[labels == 0], torch.zeros(int((labels == 0).sum()), 1))
+        expected, _ = without.search(queries, 2)
+        assert torch.equal(bank.search(queries, 2, exclude=[1])[0], expected)
+    # The squares of all that is left are infinite.
+    distances, _ = bank.search(queries, 2, exclude=[0])
+    assert distances.shape == (8, 2)
+
+
+def test_default_type_and_device_of_the_caller_change_nothing() -> None:
+    width = 1021  # Not multiplied before.
+    # Eight bits lose nothing of these, so that only what is lost later would show.
+    codes = torch.randint(0, 2, (2**23 // width + 9, width), generator=generator(0)) * 200.0 - 100
+    rows, queries = codes[8:], codes[:8]
+    bank = WeightBank(rows, torch.zeros(len(rows), 1))
+    with torch.device("meta"):
+        on_meta = bank.search(queries, 10)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        in_half = bank.search(queries, 10)
+    finally:
+        torch.set_default_dtype(default)
+    table = torch.from_numpy(cdist(queries.double().numpy(), rows.double().numpy()))
+    nearest = table.sort(dim=1, stable=True)
+    for distances, indices in (on_meta, in_half):
+        assert torch.equal(indices, nearest.indices[:, :10])
+        torch.testing.assert_close(distances.double(), nearest.values[:, :10])
+
+
 def test_embeddings_changed_in_place_are_searched_as_they_are() -> None:
     rows = random_rows(COUNT, 0)
     bank = WeightBank(rows, torch.zeros(COUNT, 1))
