@@ -158,7 +158,7 @@ class SearchPass:
             share = _PAIRS_WORTH_A_PRODUCT // (1 if start else 2)
             count = stop - start
             many = count * len(self.queries) // share + count // _ROWS_WORTH_READING
-            if self.quantized is not None and 2 * self.k * len(self.queries) <= many:
+            if self.quantized is not None and 4 * self.k * len(self.queries) <= many:
                 rough = self.quantized.between(start, stop, norms[start:stop])
                 error = self.quantized.error + rounding
                 if self._note(_Blocks(rough, start), error, many, exactly=True):
