@@ -42,6 +42,9 @@ def search(setup: Setup) -> Iterator[Comparison]:
     rows = bank.embeddings
     # As an encoder that collapsed embeds.
     equal = WeightBank(rows[:1].repeat(setup.entries, 1), bank.weights)
+    # Of which eight bits cannot tell the nearest: few classes, each around a centre.
+    alike = _around_few_centres(setup.entries + 1024).to(setup.device)
+    of_alike = WeightBank(alike[1024:], bank.weights)
     for count in (1, 64, 1024):
         queries = torch.randn(count, WIDTH, device=setup.device)
         what = f"search of {count} queries in {setup.entries:,} entries"
@@ -49,6 +52,8 @@ def search(setup: Setup) -> Iterator[Comparison]:
         against, product = _PRODUCT, partial(torch.matmul, queries, rows.T)
         yield Comparison(what, against, ours, product)
         yield Comparison(f"{what}, all equal", against, partial(equal.search, queries, K), product)
+        ours_alike = partial(of_alike.search, alike[:count], K)
+        yield Comparison(f"{what}, of 20 tight classes", against, ours_alike, product)
         if count < 1024:
             # Of 1,024, the table of all distances takes gigabytes.
             yield Comparison(what, "torch.cdist and topk", ours, partial(_by_torch, queries, rows))
@@ -59,6 +64,12 @@ def search(setup: Setup) -> Iterator[Comparison]:
             yield Comparison(
                 what, against, ours, partial(_flat(rows).search, queries.cpu().numpy(), K)
             )
+
+
+def _around_few_centres(count: int) -> Tensor:
+    labels = torch.arange(count) % 20
+    rows = torch.nn.functional.normalize(torch.randn(20, WIDTH))[labels]
+    return torch.nn.functional.normalize(rows + 0.01 * torch.randn(count, WIDTH))
 
 
 def _by_torch(queries: Tensor, rows: Tensor) -> Any:
