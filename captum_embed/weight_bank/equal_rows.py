@@ -38,6 +38,11 @@ class RowFacts:
     equals: Tensor | None
 
     @cached_property
+    def largest(self) -> Tensor:
+        """The largest norm, a scalar."""
+        return self.norms.max().sqrt()
+
+    @cached_property
     def quantized(self) -> QuantizedRows | None:
         """The rows in eight bits; None where they save no time."""
         return QuantizedRows.of(self.rows) if worth_quantizing(self.rows) else None

@@ -19,7 +19,7 @@ _LARGEST = 127
 # Of temporaries and of rows that stay in cache.
 _NUMBERS_AT_ONCE = 2**17
 _BYTES_AT_ONCE = 2**20
-_FEW_QUERIES = 8
+FEW_QUERIES = 8
 # Fewer numbers than these stay in cache, and are multiplied in a few milliseconds.
 _WORTH_NUMBERS = 2**23
 # Products of longer rows may leave the 32 bits of an integer.
@@ -32,7 +32,7 @@ class QuantizedRows:
 
     Args:
         integers: Shape (B, D), int8.
-        units: Shape (B, 1), float32.
+        factors: The units times -2, of which scores are made: (B, 1), float32.
         error: No row is farther from its integers times its unit, in Euclidean norm.
 
     Example::
@@ -45,7 +45,7 @@ class QuantizedRows:
     """
 
     integers: Tensor
-    units: Tensor
+    factors: Tensor
     error: float
 
     @staticmethod
@@ -53,24 +53,24 @@ class QuantizedRows:
         """Quantizes rows (B, D) that are finite."""
         count, dim = rows.shape
         integers = torch.empty((count, dim), dtype=torch.int8, device=rows.device)
-        units = torch.empty((count, 1), dtype=torch.float32, device=rows.device)
+        factors = torch.empty((count, 1), dtype=torch.float32, device=rows.device)
         largest = []
         dtype = torch.promote_types(rows.dtype, torch.float32)
         for start, part in rows.chunks(max(1, _NUMBERS_AT_ONCE // dim)):
             few = slice(start, start + len(part))
-            integers[few], units[few], errors = _quantized(part.to(dtype))
+            integers[few], units, errors = _quantized(part.to(dtype))
+            factors[few] = -2 * units
             largest.append(errors.max())
         # NaN of numbers too large for a unit stays NaN, so that nothing is told from these rows.
-        return QuantizedRows(integers, units, float(torch.stack(largest).max()))
+        return QuantizedRows(integers, factors, float(torch.stack(largest).max()))
 
-    def scores(self, queries: Tensor, largest: Tensor) -> QuantizedScores:
-        """Scores of queries (Q, D), float64, where no row is longer than ``largest``."""
+    def scores(self, queries: Tensor, lengths: Tensor, largest: Tensor) -> QuantizedScores:
+        """Scores of queries (Q, D), float64, of norms (Q,); no row's norm is above ``largest``."""
         integers, units, errors = _quantized(queries)
-        lengths = integers.double().square().sum(1).sqrt() * units[:, 0]
         # |q.r - q'.r'| <= |q - q'| |r| + |q'| |r - r'|, by Cauchy and Schwarz.
-        error = 2 * (errors * largest + lengths * self.error)
+        error = 2 * (errors * largest + (lengths + errors) * self.error)
         # Few columns are multiplied faster one by one.
-        at_once = 1 if len(queries) <= _FEW_QUERIES else len(queries)
+        at_once = 1 if len(queries) <= FEW_QUERIES else len(queries)
         columns = [few.T.contiguous() for few in integers.split(at_once)]
         return QuantizedScores(self, columns, units.T, error)
 
@@ -100,7 +100,7 @@ class QuantizedScores:
         step = _NUMBERS_AT_ONCE // count
         if count > 1:  # The same rows are read again.
             step = min(step, _BYTES_AT_ONCE // self.rows.integers.shape[1])
-        factors, norms = -2 * self.rows.units[start:stop], norms[:, None].float()
+        factors, norms = self.rows.factors[start:stop], norms[:, None].float()
         for first in range(0, stop - start, max(1, step)):
             few = slice(first, first + max(1, step))
             integers = self.rows.integers[start:stop][few]

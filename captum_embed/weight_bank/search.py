@@ -25,7 +25,7 @@ from captum_embed.weight_bank.equal_rows import (
     row_facts,
 )
 from captum_embed.weight_bank.rows import StackedRows
-from captum_embed.weight_bank.search_pass import Searched, SearchPass, squared_distances
+from captum_embed.weight_bank.search_pass import Searched, SearchPass, joined, squared_distances
 
 _QUERIES_AT_ONCE = 1024
 
@@ -96,7 +96,7 @@ def nearest_rows(
             if groups is not None:
                 nearest = groups.members_of(*nearest, k, chunk_numbers)
             nearest_of_chunks.append(nearest)
-    squared, indices = (torch.cat(parts) for parts in zip(*nearest_of_chunks, strict=True))
+    squared, indices = (joined(parts) for parts in zip(*nearest_of_chunks, strict=True))
     return squared.sqrt().to(rows.device), indices.to(rows.device)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from captum_embed.weight_bank.equal_rows import (
     RowFacts,
     nearest_of_each,
 )
-from captum_embed.weight_bank.quantized import QuantizedRows
+from captum_embed.weight_bank.quantized import FEW_QUERIES, QuantizedRows
 from captum_embed.weight_bank.rows import StackedRows
 
 # Rows of which only the nearest is compared at first.
@@ -54,10 +54,10 @@ class Searched:
     def of(facts: RowFacts, active: Tensor | None) -> Searched:
         """Those that are active; None: all."""
         rows, norms = facts.rows, facts.norms
-        largest = (norms if active is None else norms[active.to(norms.device)]).max().sqrt()
         if active is None:
-            return Searched(rows, norms, largest, quantized=facts.quantized)
+            return Searched(rows, norms, facts.largest, quantized=facts.quantized)
         active = active.to(norms.device)
+        largest = norms[active].max().sqrt()
         if int(active.sum()) > _FEW * len(norms):
             norms = torch.where(active, norms, torch.inf)
             return Searched(rows, norms, largest, active, quantized=facts.quantized)
@@ -101,10 +101,12 @@ class SearchPass:
         # Where rows are equal, fewer than k stand for all.
         self.k = min(k, searched.count)
         self.query_norms = queries.square().sum(1)
+        lengths, rough = self.query_norms.sqrt(), searched.quantized
         # (|query| + |row|)^2 is what the rounding error of a score is relative to.
-        self.scale = (self.query_norms.sqrt() + searched.largest).square()
-        rough = searched.quantized
-        self.quantized = None if rough is None else rough.scores(queries, searched.largest)
+        self.scale = (lengths + searched.largest).square()
+        self.single = float(self.scale.max()) < torch.finfo(torch.float32).max / 4
+        self.single_error = self._rounding(torch.float32)
+        self.quantized = None if rough is None else rough.scores(queries, lengths, searched.largest)
         self.limit = torch.full_like(self.query_norms, torch.inf)
         # The k smallest upper bounds so far, (at most k, Q); then what is known exactly.
         self.bounds = queries.new_empty((0, len(queries)))
@@ -131,9 +133,11 @@ class SearchPass:
         copied = any(kept is not None for kept in rows.kept)
         wide = self.queries.shape[1] if converted or copied else 1
         size = self._whole_blocks(self.chunk_numbers // max(wide, len(self.queries)))
-        # Where eight bits do not do, only few rows shall have been multiplied in vain.
-        tried = self._whole_blocks(max(len(rows) // _TRIED, self.k * _TRIED_FOR_EACH))
-        tried = size if self.quantized is None else min(size, tried)
+        tried = size
+        if self.quantized is not None and len(self.queries) > FEW_QUERIES:
+            # Where eight bits do not do, only few rows shall have been multiplied in vain.
+            tried = self._whole_blocks(max(len(rows) // _TRIED, self.k * _TRIED_FOR_EACH))
+            tried = min(size, tried)
         start = 0
         for length in rows.lengths:
             stop = start + length
@@ -151,21 +155,20 @@ class SearchPass:
         """Notes every pair (query, row of start to stop) that may be among the nearest."""
         norms, bounds = self.searched.norms, self.bounds
         few = len(self.queries) * (4 * self.k + _BLOCK)
-        if float(self.scale.max()) < torch.finfo(torch.float32).max / 4:
-            rounding = self._rounding(torch.float32)
+        if self.single:
             # Fewer exact distances than these take less time than a product does. While few rows
             # are known, more seem near.
-            share = _PAIRS_WORTH_A_PRODUCT // (1 if start else 2)
+            share = _PAIRS_WORTH_A_PRODUCT // (1 if start or stop == len(self.rows) else 2)
             count = stop - start
             many = count * len(self.queries) // share + count // _ROWS_WORTH_READING
             if self.quantized is not None and 4 * self.k * len(self.queries) <= many:
                 rough = self.quantized.between(start, stop, norms[start:stop])
-                error = self.quantized.error + rounding
+                error = self.quantized.error + self.single_error
                 if self._note(_Blocks(rough, start), error, many, exactly=True):
                     return
                 self.bounds, self.quantized = bounds, None  # No row may count twice.
             rough = self._scores(self.rows.between(start, stop), norms[start:stop], torch.float32)
-            if self._note(_Blocks(rough, start), rounding, few):
+            if self._note(_Blocks(rough, start), self.single_error, few):
                 return
             self.bounds = bounds
         step = self._whole_blocks(self.chunk_numbers // self.queries.shape[1])
@@ -244,12 +247,11 @@ class SearchPass:
         """Turns the waiting pairs into distances, and keeps the k nearest rows until now."""
         if not self.waiting:
             return
-        query_of, row_of, at_least = (
-            torch.cat(column) for column in zip(*self.waiting, strict=True)
-        )
+        query_of, row_of, at_least = (joined(column) for column in zip(*self.waiting, strict=True))
+        if len(self.waiting) > 1:  # The limit has become lower since.
+            kept = ~(at_least > self.limit[query_of])
+            query_of, row_of = query_of[kept], row_of[kept]
         self.waiting = []
-        kept = ~(at_least > self.limit[query_of])
-        query_of, row_of = query_of[kept], row_of[kept]
         squared = squared_distances(self.queries, self.rows, query_of, row_of, self.chunk_numbers)
         near, near_index = _first_of_each(len(self.queries), self.k, query_of, squared, row_of)
         if self.best.shape[1]:
@@ -268,12 +270,17 @@ def squared_distances(
 ) -> Tensor:
     """Of pairs of a query, in double precision, and a row."""
     pairs_at_once = max(1, min(chunk_numbers, PAIR_NUMBERS) // queries.shape[1])
-    squared = [queries.new_empty(0)]
+    squared = []
     for q, r in zip(query_of.split(pairs_at_once), row_of.split(pairs_at_once), strict=True):
         differences = queries.index_select(0, q)
         differences -= rows.take(r.to(rows.device)).to(queries.device)
         squared.append(differences.square_().sum(1))
-    return torch.cat(squared)
+    return joined(squared)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors one after another; a single one itself."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _relative_error(dtype: torch.dtype, dim: int) -> float:
@@ -300,6 +307,9 @@ def _first_of_each(
     num_queries: int, k: int, query_of: Tensor, squared: Tensor, row_of: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The k nearest pairs of each query, (Q, k), in any order of the pairs given."""
+    if num_queries == 1:
+        near, near_index = nearest_of_each(squared[None], row_of[None])
+        return near[:, :k], near_index[:, :k]
     order = row_of.argsort(stable=True)
     order = order[squared[order].argsort(stable=True)]
     order = order[query_of[order].argsort(stable=True)]

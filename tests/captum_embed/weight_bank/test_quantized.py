@@ -67,7 +67,7 @@ def test_scores_are_off_by_no_more_than_they_say(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, count - 1))
     norms = exact.square().sum(1)
     quantized = QuantizedRows.of(StackedRows([rows[:7], rows[7:]] if count > 7 else [rows]))
-    scores = quantized.scores(queries, largest)
+    scores = quantized.scores(queries, queries.norm(dim=1), largest)
     actual = scores.between(start, count, norms[start:])
     expected = norms[start:, None] - 2 * exact[start:] @ queries.T
     size = (queries.norm(dim=1) + largest).square()
