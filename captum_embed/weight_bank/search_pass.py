@@ -228,7 +228,7 @@ class SearchPass:
         if part.dtype is dtype or device.type != "cpu":
             return torch.addmm(norms, part.to(device, dtype), queries, alpha=-2)
         # Rows that are converted a few at a time stay in cache: it takes a third of the time.
-        scores = torch.empty((len(part), len(self.queries)), dtype=dtype)
+        scores = torch.empty((len(part), len(self.queries)), dtype=dtype, device=device)
         step = max(1, min(PAIR_NUMBERS, self.chunk_numbers) // part.shape[1])
         for first in range(0, len(part), step):
             few = slice(first, first + step)

@@ -211,6 +211,16 @@ def test_many_equal_rows_are_multiplied_and_compared_once(
     assert sum(compared) <= 64 * distinct
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_default_device_of_the_caller_changes_no_answer(dtype: torch.dtype) -> None:
+    rows, queries = unit_rows(300, 16).to(dtype), unit_rows(4, 16, seed=9)
+    expected = nearest_rows(queries, StackedRows([rows[:100], rows[100:]]), 4)
+    with torch.device("meta"):
+        actual = nearest_rows(queries, StackedRows([rows[:100], rows[100:]]), 4)
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+
+
 def test_settings_that_make_products_rough_change_no_answer() -> None:
     rows, queries = unit_rows(3000, 64), unit_rows(40, 64, seed=9)
     expected = nearest_rows(queries, StackedRows([rows]), 4)
