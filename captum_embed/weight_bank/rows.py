@@ -78,7 +78,8 @@ class StackedRows:
         """Rows of the given indices (...), as (..., D)."""
         if len(self.parts) == 1:
             place = self._place(0, indices)
-            return self.parts[0].index_select(0, place.flatten()).unflatten(0, place.shape)
+            taken = self.parts[0].index_select(0, place.flatten())
+            return taken.view(*place.shape, self.shape[1])
         taken = self.parts[0].new_empty((*indices.shape, self.shape[1]))
         stops = torch.tensor(self._stops, device=indices.device)
         part_of = torch.searchsorted(stops, indices.contiguous(), right=True)

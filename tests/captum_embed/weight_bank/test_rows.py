@@ -18,6 +18,8 @@ def behaves_as(rows: Rows, whole: torch.Tensor, data: st.DataObject) -> None:
     wanted = torch.tensor(data.draw(st.lists(index, max_size=6)), dtype=torch.int64)
     assert torch.equal(rows.take(wanted), whole[wanted])
     assert torch.equal(rows.take(wanted[:, None]), whole[wanted[:, None]])
+    one = torch.tensor(data.draw(index))
+    assert torch.equal(rows.take(one), whole[one])
     assert torch.equal(rows.pick(wanted.sort().values).joined(), whole[wanted.sort().values])
     chunks = list(rows.chunks(data.draw(st.integers(1, 7))))
     assert torch.equal(torch.cat([chunk for _, chunk in chunks]), whole)
