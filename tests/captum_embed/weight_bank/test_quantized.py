@@ -17,7 +17,7 @@ from captum_embed.weight_bank.rows import StackedRows
 COUNT, DIM = 2**17, 64
 needs_integers = pytest.mark.skipif(
     not integers_are_multiplied(DIM),
-    reason="no fast products of integers here (VNNI, torch 2.4 or later); banks are searched without",
+    reason="no fast products of integers here (VNNI), or torch cannot tell; searched without",
 )
 
 
