@@ -1,6 +1,6 @@
 """Rows in eight bits, for a first look: a fourth of the bytes of single precision to read.
 
-Products of integers are exact, and what quantizing loses is known for each row, so that a search
+Products of integers are exact, and what quantizing loses at most is known, so that a search
 can tell which rows need a closer look. (FAISS' scalar quantizer answers from them instead.)
 """
 
