@@ -142,6 +142,8 @@ def _read_split(root: Path) -> dict[int, bool]:
 
 def _find_mask(root: Path, name: str, source: str) -> Path | None:
     path = path_below(root / "segmentations", str(Path(name).with_suffix(".png")), source)
-    if path.exists() and not path.is_file():
+    if path.is_file():
+        return path
+    if path.exists():
         raise DatasetError(f"{source}: the mask {path} is no file")
-    return path if path.exists() else None
+    return None

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from captum_embed.weight_bank.quantized import QuantizedRows, worth_quantizing
-from captum_embed.weight_bank.rows import StackedRows
+from captum_embed.weight_bank.rows import PAIR_NUMBERS, StackedRows
 
 # Numbers of one temporary: 32 MiB in single precision.
 CHUNK_NUMBERS = 2**23
-# Of one temporary that stays in cache: 1 MiB in double precision.
-PAIR_NUMBERS = 2**17
 # Stands where there is no row, behind all that there are.
 NO_ROW = torch.iinfo(torch.int64).max
 

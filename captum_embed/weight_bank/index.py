@@ -116,7 +116,7 @@ class IndexedBank(WeightBank):
         proposed = ~exactly
         candidates = scaled.rows_at(places[proposed])
         near = ranked_rows(
-            queries[proposed.to(queries.device)], rows, candidates, k, facts=facts, allowed=allowed
+            queries[proposed.to(queries.device)], candidates, k, facts=facts, allowed=allowed
         )
         if proposed.all():
             return near

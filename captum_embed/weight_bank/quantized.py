@@ -12,12 +12,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from captum_embed.weight_bank.rows import StackedRows
+from captum_embed.weight_bank.rows import PAIR_NUMBERS, StackedRows, joined
 
 # The largest number kept: -128 has no negative in eight bits.
 _LARGEST = 127
-# Of temporaries and of rows that stay in cache.
-_NUMBERS_AT_ONCE = 2**17
+# Of rows that stay in cache.
 _BYTES_AT_ONCE = 2**20
 FEW_QUERIES = 8
 # Fewer numbers than these stay in cache, and are multiplied in a few milliseconds.
@@ -56,7 +55,7 @@ class QuantizedRows:
         factors = torch.empty((count, 1), dtype=torch.float32, device=rows.device)
         largest = []
         dtype = torch.promote_types(rows.dtype, torch.float32)
-        for start, part in rows.chunks(max(1, _NUMBERS_AT_ONCE // dim)):
+        for start, part in rows.chunks(max(1, PAIR_NUMBERS // dim)):
             few = slice(start, start + len(part))
             integers[few], units, errors = _quantized(part.to(dtype))
             factors[few] = -2 * units
@@ -97,16 +96,16 @@ class QuantizedScores:
         count = self.units.shape[1]
         # A default device or type of the caller's must not come in here.
         scores = torch.empty((stop - start, count), dtype=torch.float32, device=norms.device)
-        step = _NUMBERS_AT_ONCE // count
+        step = PAIR_NUMBERS // count
         if count > 1:  # The same rows are read again.
             step = min(step, _BYTES_AT_ONCE // self.rows.integers.shape[1])
+        step = max(1, step)
         factors, norms = self.rows.factors[start:stop], norms[:, None].float()
-        for first in range(0, stop - start, max(1, step)):
-            few = slice(first, first + max(1, step))
+        for first in range(0, stop - start, step):
+            few = slice(first, first + step)
             integers = self.rows.integers[start:stop][few]
             # The one product of integers that torch has for the CPU.
-            parts = [torch._int_mm(integers, column) for column in self.columns]
-            products = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            products = joined([torch._int_mm(integers, column) for column in self.columns], 1)
             torch.addcmul(norms[few], products * factors[few], self.units, out=scores[few])
         return scores
 

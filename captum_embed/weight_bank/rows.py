@@ -12,6 +12,8 @@ from captum_embed.errors import BankFileError
 
 # Numbers of one temporary: 64 MiB in single precision.
 _CHUNK_NUMBERS = 2**24
+# Of one temporary that stays in cache: 1 MiB in double precision.
+PAIR_NUMBERS = 2**17
 COMPACT_COLUMNS = ("channels", "values", "scales")
 # In half precision the number before 2: what is rounded up to 2 could be too large in its unit.
 _LARGEST = 2 - 2**-10
@@ -71,8 +73,7 @@ class StackedRows:
     def joined(self) -> Tensor:
         """One tensor (B, D): the part itself where there is one, otherwise a copy."""
         pairs = zip(self.parts, self.kept, strict=True)
-        pieces = [part if rows is None else part[rows] for part, rows in pairs]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return joined([part if rows is None else part[rows] for part, rows in pairs])
 
     def take(self, indices: Tensor) -> Tensor:
         """Rows of the given indices (...), as (..., D)."""
@@ -103,7 +104,7 @@ class StackedRows:
             for number, (length, last) in enumerate(zip(self.lengths, self._stops, strict=True))
             if last - length < stop and start < last
         ]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return joined(pieces)
 
     def pick(self, indices: Tensor) -> StackedRows:
         """The rows of indices (K,) in any order, as one part."""
@@ -324,6 +325,11 @@ class CompactRows:
             )
         dense = values.new_zeros((*values.shape[:-1], self._width), dtype=torch.float32)
         return dense.scatter_(-1, places, values.float() * scales)
+
+
+def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors one after another; a single one itself."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def stacked_rows(matrices: Sequence[StackedRows | CompactRows]) -> StackedRows | CompactRows:

@@ -24,8 +24,8 @@ from captum_embed.weight_bank.equal_rows import (
     nearest_of_each,
     row_facts,
 )
-from captum_embed.weight_bank.rows import StackedRows
-from captum_embed.weight_bank.search_pass import Searched, SearchPass, joined, squared_distances
+from captum_embed.weight_bank.rows import StackedRows, joined
+from captum_embed.weight_bank.search_pass import Searched, SearchPass, squared_distances
 
 _QUERIES_AT_ONCE = 1024
 
@@ -102,7 +102,6 @@ def nearest_rows(
 
 def ranked_rows(
     queries: Tensor,
-    rows: StackedRows,
     candidates: Tensor,
     k: int,
     *,
@@ -113,7 +112,6 @@ def ranked_rows(
 
     Args:
         queries: Shape (Q, D), finite, on any device.
-        rows: Shape (B, D), finite.
         candidates: Rows of each query, (Q, n), all different, one for each group of equal rows.
         k: Number of neighbours; the candidates, with the rows equal to them, are as many.
         facts: :func:`row_facts` of the rows.
@@ -122,7 +120,7 @@ def ranked_rows(
     Returns:
         Distances and row indices, each (Q, k), as :func:`nearest_rows` returns them.
     """
-    device = exact_device(rows)
+    rows, device = facts.rows, exact_device(facts.rows)
     exact, index = queries.to(device, torch.float64), candidates.to(device)
     query_of = torch.arange(len(exact), device=device).repeat_interleave(index.shape[1])
     squared = squared_distances(exact, rows, query_of, index.flatten()).view(index.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +11,11 @@ from torch import Tensor
 from captum_embed.weight_bank.equal_rows import (
     CHUNK_NUMBERS,
     NO_ROW,
-    PAIR_NUMBERS,
     RowFacts,
     nearest_of_each,
 )
 from captum_embed.weight_bank.quantized import FEW_QUERIES, QuantizedRows
-from captum_embed.weight_bank.rows import StackedRows
+from captum_embed.weight_bank.rows import PAIR_NUMBERS, StackedRows, joined
 
 # Rows of which only the nearest is compared at first.
 _BLOCK = 16
@@ -276,11 +275,6 @@ def squared_distances(
         differences -= rows.take(r.to(rows.device)).to(queries.device)
         squared.append(differences.square_().sum(1))
     return joined(squared)
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors one after another; a single one itself."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _relative_error(dtype: torch.dtype, dim: int) -> float:
