@@ -4,13 +4,14 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks.__main__ import main
-from benchmarks.speed import banks, peers, scale
+from benchmarks.speed import banks, library, peers, scale
 from benchmarks.speed.comparison import Setup, as_markdown, compared
 from benchmarks.speed.measure import PARTS
 
@@ -23,6 +24,7 @@ def test_the_table_holds_every_ratio_and_its_command(tmp_path, capsys):
     assert "one map of 50 tuples" in named
     assert "search of 1024 queries in 500 entries" in named
     assert "search of 64 queries in 500 entries, all equal" in named
+    assert "search of 64 queries in 500 entries, of 20 tight classes" in named
     (transfer,) = (
         r for r in results["ratios"] if r["what"] == "transfer from 500 entries, 16 images"
     )
@@ -67,6 +69,47 @@ def setup() -> Setup:
         num_images=2,
         device=torch.device("cpu"),
     )
+
+
+class Watched(torch.nn.Conv2d):
+    """Notes how its weights lie in memory, and what it puts out."""
+
+    seen: ClassVar[set[tuple[bool, torch.dtype]]] = set()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        output = super().forward(images)
+        last = self.weight.is_contiguous(memory_format=torch.channels_last)
+        self.seen.add((last, output.dtype))
+        return output
+
+
+def test_transfer_and_the_pass_run_in_the_kind_that_is_named(setup: Setup) -> None:
+    layer = Watched(3, 512, 3).requires_grad_(False)
+    setup = replace(setup, encoder=torch.nn.Sequential(layer, *setup.encoder[1:]), layer=layer)
+    for pair in library.transfer(setup):
+        expected = ("channels last" in pair.what, torch.float32)
+        if "autocast" in pair.what:
+            expected = (False, torch.bfloat16)
+        for run in (pair.ours, pair.theirs):
+            assert run is not None
+            Watched.seen.clear()
+            run()
+            assert Watched.seen == {expected}
+
+
+def test_as_many_anchors_are_mined_for_as_are_told(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mined = []
+    mine = scale.mine_tuples
+
+    def noted(*args, **settings):
+        mined.append(len(settings["anchors"]))
+        return mine(*args, **settings)
+
+    monkeypatch.setattr(scale, "mine_tuples", noted)
+    list(scale.mining(replace(setup, num_anchors=7)))
+    assert mined == [7]
 
 
 def test_what_is_not_installed_has_a_row_that_says_how(

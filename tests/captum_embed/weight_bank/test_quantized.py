@@ -78,6 +78,26 @@ def test_scores_are_off_by_no_more_than_they_say(data: st.DataObject) -> None:
     assert (scores.error <= 0.05 * dim**0.5 * size + 1e-15).all()
 
 
+@needs_integers
+def test_scores_say_what_is_lost_where_squares_of_errors_underflow() -> None:
+    rows = torch.full((1, DIM), 0.49e-19)  # Of a unit of 1e-19 nothing is kept.
+    rows[0, 0] = 127e-19
+    queries = torch.full((1, DIM), 127e-18, dtype=torch.float64)
+    exact = rows.double()
+    norms = exact.square().sum(1)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor keeps numbers that are denormal")
+    try:
+        scores = QuantizedRows.of(StackedRows([rows])).scores(
+            queries, queries.norm(dim=1), norms.max().sqrt()
+        )
+        actual = scores.between(0, 1, norms)
+    finally:
+        torch.set_flush_denormal(False)
+    expected = norms[:, None] - 2 * exact @ queries.T
+    assert (actual - expected).abs() <= scores.error
+
+
 def assert_nearest(
     bank: WeightBank, queries: Tensor, k: int, allowed: Tensor | None = None
 ) -> None:
