@@ -145,6 +145,17 @@ def test_differences_that_single_precision_cannot_see_are_seen(spread: float, sc
     np.testing.assert_allclose(distances.numpy(), np.sort(table, axis=1)[:, :5], rtol=1e-6)
 
 
+def test_rows_much_longer_than_query_and_shortest_row_are_told_apart() -> None:
+    """What rounding loses is relative to the longest row."""
+    rows = torch.cat([1e-3 * unit_rows(1, 16, seed=1), 100 * unit_rows(5000, 16)])
+    queries = 1e-5 * unit_rows(9, 16, seed=3)
+    table = cdist(queries.double().numpy(), rows.double().numpy())
+    for allowed in (None, torch.arange(5001) % 2 == 0):
+        masked = table if allowed is None else np.where(allowed.numpy(), table, np.inf)
+        _, indices = nearest_rows(queries, StackedRows([rows]), 10, allowed=allowed)
+        np.testing.assert_array_equal(indices.numpy(), masked.argsort(axis=1)[:, :10])
+
+
 @pytest.mark.parametrize("k", [1, 3, 40])
 def test_equal_rows_among_others_are_all_found_and_only_where_allowed(k: int) -> None:
     distinct = unit_rows(30, 6)
